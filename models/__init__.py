@@ -1,0 +1,1 @@
+"""What a network is: latent binary layers, networks, the packed file and the xnor engine."""
