@@ -1,0 +1,216 @@
+"""Pure ASGI middleware around every route.
+
+`Observe` gives each request its id, its security headers, its line in the log and its place in the metrics, and turns
+what nothing else caught into a 500. `Guard` refuses requests while the service drains, and bodies that are too large or too slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import problems
+from app.errors import Problem, ServiceError
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.settings import Settings
+from app.trace import Trace, open_trace, trace_of
+
+ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
+"""Paths that answer while the service drains: whoever watches it must see that."""
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+LINGER_S = 1.0
+LINGER_BYTES = 64 << 20
+
+access = logging.getLogger("signet.access")
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that matched (`/v1/models/{name}`), never the raw path."""
+    template = getattr(scope.get("route"), "path", None)
+    return template if isinstance(template, str) else "unmatched"
+
+
+class Observe:
+    """Request id, security headers, access log, metrics, and the last resort for exceptions."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        trace = open_trace(scope, Headers(scope=scope).get("x-request-id"))
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = trace.request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if self.lifecycle.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        self.lifecycle.in_flight += 1
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            if status:  # too late for another answer: let the server cut the connection
+                raise
+            await problems.internal(trace, error)(scope, receive, send_with_headers)
+        finally:
+            self.lifecycle.in_flight -= 1
+            self.metrics.in_flight.dec()
+            self._record(scope, trace, status)
+
+    def _record(self, scope: Scope, trace: Trace, status: int) -> None:
+        route, seconds = _route(scope), trace.elapsed
+        self.metrics.requests.labels(route, trace.model, str(status)).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        for stage, spent in trace.stages.items():
+            self.metrics.stage_seconds.labels(stage).observe(spent)
+        if trace.problem is not None:
+            self.metrics.rejected.labels(trace.problem).inc()
+        client = scope.get("client")
+        access.log(
+            logging.DEBUG if route in ALWAYS_ANSWERED and status < 400 else logging.INFO,
+            "request",
+            extra={
+                "request_id": trace.request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 2),
+                "client": client[0] if client else None,
+                **({"model": trace.model, "version": trace.version} if trace.model else {}),
+                **({"problem": trace.problem} if trace.problem else {}),
+            },
+        )
+
+
+class Guard:
+    """Limits on what may arrive: nothing new while draining, no body beyond the limits of size and time."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle) -> None:
+        self.app = app
+        self.settings = settings
+        self.lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        upload = _Upload(scope, receive, send, self.settings, self.lifecycle)
+        try:
+            if self.lifecycle.draining and scope["path"] not in ALWAYS_ANSWERED:
+                raise ServiceError(Problem.DRAINING, "The service is shutting down.", retry_after_s=1, close=True)
+            upload.check_length()
+            await self.app(scope, upload.receive, upload.send)
+        except ServiceError as error:
+            await problems.from_error(trace_of(scope), error)(scope, receive, upload.send)
+        finally:
+            upload.release()
+
+
+class _Upload:
+    """The body of one request on its way in: counted, timed, and swept away where it was refused."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, lifecycle: Lifecycle) -> None:
+        self._receive = receive
+        self._send = send
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._headers = Headers(scope=scope)
+        self._bytes = 0
+        self._complete = False
+        self._closing = False
+        self._deadline = time.monotonic() + settings.body_timeout_s
+
+    def check_length(self) -> None:
+        """Refuse a body by its declared length, before any of it is read."""
+        declared = self._headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared[:20]) > self._settings.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> ServiceError:
+        limit = self._settings.max_body_bytes
+        return ServiceError(Problem.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.", close=True)
+
+    async def receive(self) -> Message:
+        """The next piece of the body. Raises ServiceError where a limit is passed."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            limit_s = self._settings.body_timeout_s
+            raise ServiceError(Problem.TIMEOUT, f"The body did not arrive in {limit_s:g} s.", close=True) from None
+        if message["type"] == "http.request":
+            self._complete = not message.get("more_body", False)
+            self._count(len(message.get("body", b"")))
+        return message
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._lifecycle.buffered_bytes += size
+        if self._bytes > self._settings.max_body_bytes:
+            raise self._too_large()
+        if self._lifecycle.buffered_bytes > self._settings.max_buffered_bytes:
+            detail = "The requests in progress hold as much memory as they may."
+            raise ServiceError(Problem.QUEUE_FULL, detail, retry_after_s=1, close=True)
+
+    def release(self) -> None:
+        """Give back what the body counted for."""
+        self._lifecycle.buffered_bytes -= self._bytes
+
+    async def send(self, message: Message) -> None:
+        """Pass the answer on. Where the connection is closed under an unread body, read on for a moment first.
+
+        Closing a socket that still receives makes the kernel reset it, and the client may lose the answer.
+        """
+        if message["type"] == "http.response.start":
+            self._closing = Headers(raw=message["headers"]).get("connection", "").lower() == "close"
+        elif self._closing and not message.get("more_body", False) and self._unread:
+            await self._send({**message, "more_body": True})
+            await self._sweep()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    @property
+    def _unread(self) -> bool:
+        has_body = "content-length" in self._headers or "transfer-encoding" in self._headers
+        return has_body and not self._complete and "expect" not in self._headers
+
+    async def _sweep(self) -> None:
+        swept = 0
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while swept < LINGER_BYTES:
+                    message = await self._receive()
+                    swept += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return

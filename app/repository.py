@@ -1,0 +1,216 @@
+"""The models on disk: `<root>/<name>/<version>/model.safetensors`.
+
+Roots are searched in order; a name belongs to the first root that has it. Versions are whole numbers and the highest
+that loaded answers where a request names none. Whatever a root contains, nothing outside it is opened: a link that leads
+out is refused. A model that does not load is reported with its reason, and the others serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import Problem, ServiceError
+from models.packing.file import PackedFile, PackedFileError
+
+MODEL_FILE = "model.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+logger = logging.getLogger("signet.repository")
+
+
+class Session(Protocol):
+    """What the service needs of an engine session (`models.xnor.Session` is one)."""
+
+    @property
+    def file(self) -> PackedFile:
+        """The packed file it runs."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set it chose."""
+
+    @property
+    def arena_bytes(self) -> int:
+        """Working memory of one run."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the loaded weights take."""
+
+    def run(self, images: NDArray[np.uint8], /) -> Mapping[str, NDArray[np.float32]]:
+        """Outputs by name for uint8 `[N, H, W, 3]`."""
+
+
+class State(StrEnum):
+    """Where a version of a model stands."""
+
+    FOUND = "found"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass
+class Version:
+    """One version of one model.
+
+    Attributes
+    ----------
+    path : the packed file.
+    session : the engine session, while `state` is READY.
+    error : why it cannot serve, while `state` is FAILED.
+    load_s : seconds that loading and warming took.
+    """
+
+    name: str
+    version: int
+    path: Path
+    state: State = State.FOUND
+    session: Session | None = None
+    error: str | None = None
+    load_s: float = 0.0
+
+    def fail(self, error: str) -> None:
+        """Record why this version cannot serve."""
+        self.state, self.session, self.error = State.FAILED, None, error
+        logger.error("model failed", extra={"model": self.name, "version": self.version, "reason": error})
+
+    def ready_session(self) -> Session:
+        """The session; raises ServiceError MODEL_UNAVAILABLE while there is none."""
+        if self.session is None:
+            detail = f"Model {self.name!r} version {self.version} did not load."
+            raise ServiceError(Problem.MODEL_UNAVAILABLE, detail, retry_after_s=30)
+        return self.session
+
+
+class Repository:
+    """The models of several roots, loaded by `load` (a function from a packed file's path to a session)."""
+
+    def __init__(self, roots: Sequence[Path], load: Callable[[Path], Session], default: str | None = None) -> None:
+        self.roots = tuple(roots)
+        self._load = load
+        self._default = default
+        self._models = {name: scan_model(root, name) for name, root in scan(self.roots).items()}
+
+    def __iter__(self) -> Iterator[Version]:
+        """Every version of every model, by name and number."""
+        return (versions[number] for _, versions in sorted(self._models.items()) for number in sorted(versions))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all models, sorted."""
+        return sorted(self._models)
+
+    def load_all(self) -> None:
+        """Load and warm every version; a failure is recorded, not raised."""
+        for version in self:
+            if version.state is State.FOUND:
+                self._load_one(version)
+
+    def _load_one(self, version: Version) -> None:
+        begun = time.monotonic()
+        try:
+            session = self._load(version.path)
+            spec = session.file.header.input
+            session.run(np.zeros((1, spec.height, spec.width, 3), np.uint8))
+        except (PackedFileError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            version.fail(str(error))
+            return
+        version.session, version.state, version.load_s = session, State.READY, time.monotonic() - begun
+        logger.info(
+            "model ready",
+            extra={
+                "model": version.name,
+                "version": version.version,
+                "isa": session.isa,
+                "duration_ms": round(version.load_s * 1000, 1),
+            },
+        )
+
+    @property
+    def default(self) -> str | None:
+        """The model that answers where none is named: the configured one, or the first that is ready."""
+        if self._default is not None:
+            return self._default
+        return next((version.name for version in self if version.state is State.READY), None)
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a model, lowest first. Raises ServiceError UNKNOWN_MODEL."""
+        found = self._models.get(name)
+        if not found:
+            raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r}.")
+        return [found[number] for number in sorted(found)]
+
+    def find(self, name: str | None = None, version: str | None = None) -> Version:
+        """The version that a request means. Without a number: the highest ready one, else the highest.
+
+        Raises ServiceError UNKNOWN_MODEL, or MODEL_UNAVAILABLE where there is no model at all.
+        """
+        name = self.default if name is None else name
+        if name is None:
+            raise ServiceError(Problem.MODEL_UNAVAILABLE, "No model is ready.", retry_after_s=30)
+        versions = self.versions(name)
+        if version is None:
+            return next((v for v in reversed(versions) if v.state is State.READY), versions[-1])
+        for candidate in versions:
+            if str(candidate.version) == version:
+                return candidate
+        raise ServiceError(Problem.UNKNOWN_MODEL, f"Model {name!r} has no version {_short(version)!r}.")
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request that names no model can be answered."""
+        try:
+            return self.find().state is State.READY
+        except ServiceError:
+            return False
+
+
+def scan(roots: Sequence[Path]) -> dict[str, Path]:
+    """Names of models and the root that each belongs to."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        if not root.is_dir():
+            logger.warning("model repository is not a folder", extra={"path": str(root)})
+            continue
+        for folder in sorted(root.iterdir()):
+            if not _NAME.fullmatch(folder.name) or not any(_version_folders(folder)):
+                continue
+            if folder.name in found:
+                logger.warning("model is hidden by an earlier root", extra={"model": folder.name, "path": str(folder)})
+            found.setdefault(folder.name, root)
+    return found
+
+
+def scan_model(root: Path, name: str) -> dict[int, Version]:
+    """The versions of one model; those that lead out of the root are marked as failed."""
+    versions: dict[int, Version] = {}
+    inside = root.resolve()
+    for folder in _version_folders(root / name):
+        version = Version(name, int(folder.name), folder / MODEL_FILE)
+        if not version.path.resolve().is_relative_to(inside):
+            version.fail("the path leads out of the repository")
+        versions[version.version] = version
+    return versions
+
+
+def _version_folders(folder: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return iter(())
+    return (entry for entry in entries if _VERSION.fullmatch(entry.name) and (entry / MODEL_FILE).is_file())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "..."

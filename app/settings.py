@@ -1,0 +1,91 @@
+"""Every setting of the service, read from `SIGNET_*` environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+import models
+
+
+def shipped_zoo() -> Path:
+    """The folder of the models that ship with the program."""
+    return Path(models.__file__ or "models/__init__.py").parent / "zoo"
+
+
+class Settings(BaseSettings):
+    """Settings of one service; a variable is the field's name in capitals with `SIGNET_` before it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIGNET_", env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """TCP port to listen on; 0 picks a free one."""
+
+    models: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (shipped_zoo(),), min_length=1)
+    """Model repositories, `<root>/<name>/<version>/model.safetensors`, separated like PATH; the first that has a
+    name wins. The default is the models that ship."""
+
+    default_model: str | None = None
+    """Model that answers where a request names none; otherwise the first ready one in the order of names."""
+
+    max_body_bytes: Annotated[int, Field(ge=1)] = 16 << 20
+    """Largest request body, also after decompression."""
+
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Largest picture, width times height, checked before it is decoded."""
+
+    max_header_bytes: Annotated[int, Field(ge=1024)] = 32 << 10
+    """Largest request line with headers."""
+
+    header_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Time for the request line and headers to arrive."""
+
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Time for the whole body to arrive."""
+
+    keep_alive_s: Annotated[int, Field(ge=1)] = 15
+    """Idle time after which a kept connection is closed."""
+
+    max_buffered_bytes: Annotated[int, Field(ge=1)] = 256 << 20
+    """Bytes of request bodies held at once, all requests together; more are answered with 429."""
+
+    max_queue_images: Annotated[int, Field(ge=1)] = 64
+    """Images admitted and not yet answered, waiting and computing together; more are answered with 429."""
+
+    queue_deadline_ms: Annotated[int, Field(ge=1)] = 5000
+    """Longest wait of an admitted image; past it the answer is 504 and nothing is computed."""
+
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Images computed at once, each in a thread; the default is the CPUs that this process may use."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads that share the computation of one image."""
+
+    decode_threads: Annotated[int, Field(ge=1)] | None = None
+    """Pictures decoded at once; the default is the CPUs that this process may use."""
+
+    drain_timeout_s: Annotated[int, Field(ge=1)] = 25
+    """Time that accepted requests get after SIGTERM; keep it below the container's grace time."""
+
+    drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Time after SIGTERM in which new requests still get their 503, until a load balancer has noticed."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log events that are written."""
+
+    docs: bool = True
+    """Whether /docs and /openapi.json are served."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value

@@ -1,0 +1,118 @@
+"""The binary convolution and the binary linear layer, and the activation that goes with them."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from models.latent.decomposition import Latent, PlainLatent
+from models.latent.scale import OutputScale, ScaleKind
+from models.latent.sign import SteKind, ste_sign
+
+
+class _BinaryLayer(nn.Module):
+    """A layer with weights `sign(latent)` and an output scale. Its inputs are in {-1, +1}."""
+
+    def __init__(
+        self, shape: tuple[int, ...], scale: ScaleKind, ste: SteKind, output_size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        # Kaiming: the variance that keeps a real network's signal, and well inside the STE window |W| < 1.
+        weight = torch.randn(shape) * (2 / prod(shape[1:])) ** 0.5
+        self.latent: Latent = PlainLatent(weight)
+        self.scale = OutputScale(weight, scale, output_size)
+        self.ste: SteKind = ste
+
+    def binary_weight(self) -> Tensor:
+        """sign(W) in {-1, +1}, of the weight's shape, with the straight-through gradient."""
+        return ste_sign(self.latent.to_tensor(), self.ste)
+
+
+class BinaryConv2d(_BinaryLayer):
+    """y = (x (*) sign(W)) * scale, for x in {-1, +1}; zero padding, so a padded tap adds nothing.
+
+    Starts with a plain latent; `assign_latents` (or setting `latent`) changes the parametrisation and keeps W.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups : as in torch.nn.Conv2d.
+    scale : the output scale, see `models.latent.scale`.
+    ste : gradient of the weights' sign, see `models.latent.sign`.
+    output_size : (height, width) of the output; needed by scale `rank1` alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        *,
+        scale: ScaleKind = "channel",
+        ste: SteKind = "clip",
+        output_size: tuple[int, int] | None = None,
+    ) -> None:
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups {groups} must divide in_channels {in_channels} and out_channels {out_channels}")
+        kernel = _pair(kernel_size)
+        super().__init__((out_channels, in_channels // groups, *kernel), scale, ste, output_size)
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
+        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] in {-1, +1} -> [N, out_channels, H', W']."""
+        weight = self.latent.to_tensor()
+        y = F.conv2d(x, ste_sign(weight, self.ste), None, self.stride, self.padding, self.dilation, self.groups)
+        return self.scale(y, weight)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, ste={self.ste}"
+        )
+
+
+class BinaryLinear(_BinaryLayer):
+    """y = (x sign(W)^T) * scale, for x in {-1, +1}."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, scale: ScaleKind = "channel", ste: SteKind = "clip"
+    ) -> None:
+        if scale == "rank1":
+            raise ValueError("scale 'rank1' is for convolutions: a linear layer's output has no height and width")
+        super().__init__((out_features, in_features), scale, ste)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_features] in {-1, +1} -> [N, out_features]."""
+        weight = self.latent.to_tensor()
+        return self.scale(F.linear(x, ste_sign(weight, self.ste)), weight)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, ste={self.ste}"
+
+
+class RPReLU(nn.Module):
+    """p(x - shift_in) + shift_out, p a PReLU; all three learned a channel (ReActNet, Liu et al. 2020)."""
+
+    def __init__(self, channels: int, slope: float = 0.25) -> None:
+        super().__init__()
+        self.shift_in = nn.Parameter(torch.zeros(channels))
+        self.slope = nn.Parameter(torch.full((channels,), slope))
+        self.shift_out = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, ...] -> the same shape."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        shifted = x - self.shift_in.to(x.dtype).reshape(shape)
+        return F.prelu(shifted, self.slope.to(x.dtype)) + self.shift_out.to(x.dtype).reshape(shape)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,470 @@
+"""From a trained torch network to a packed graph: trace, reconstruct signs, fold.
+
+The network is traced with torch.fx in evaluation mode. Every traced module becomes zero or one op:
+
+- a batch norm that a sign follows becomes that sign's thresholds, found by bisection over the float32
+  numbers with torch's own batch norm as the judge, so the bits are torch's bits, whatever gamma is;
+- a batch norm after a real or binary convolution is folded into its weights or scales;
+- a batch norm elsewhere stays, as an affine op; dropout and identities vanish.
+
+What the packed format cannot represent is refused with the module's name; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from models.latent import BinaryConv2d, BinaryLinear, RPReLU, Sign
+from models.latent.scale import OutputScale
+from models.packing import graph as g
+
+
+class PackingError(ValueError):
+    """A network that the packed format cannot represent; the message names the module."""
+
+
+@dataclass
+class Traced:
+    """The ops of a network, the arrays that they name, and the graph's outputs."""
+
+    ops: list[g.AnyOp] = field(default_factory=list)
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+def trace(network: nn.Module, outputs: tuple[str, ...] = ("logits",)) -> Traced:
+    """Lower a network (float32, any training state) to a packed graph.
+
+    `outputs` names what the network returns, in order. Raises PackingError naming the module that does not fit.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            return _Lowering(network, outputs).run()
+    finally:
+        network.train(was_training)
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to torch's own layers and ours."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(m, BinaryConv2d | BinaryLinear | RPReLU | Sign)
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Lowering:
+    def __init__(self, network: nn.Module, outputs: tuple[str, ...]) -> None:
+        self.network = network
+        self.output_names = outputs
+        try:
+            self.graph = _Tracer().trace(network)
+        except (fx.proxy.TraceError, TypeError) as error:
+            raise PackingError(f"{type(network).__name__}: cannot be traced ({error})") from error
+        self.modules = dict(network.named_modules())
+        self.result = Traced()
+        self.names: dict[fx.Node, str] = {}
+        # Batch norms whose work a neighbour does: node -> the node that stands for it.
+        self.normed_signs: dict[fx.Node, fx.Node] = {}
+        self.folded: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> Traced:
+        for node in self.graph.nodes:
+            self._plan_batch_norm(node)
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "call_module":
+                self._module(node)
+            elif node.op in ("call_function", "call_method"):
+                self._function(node)
+            elif node.op == "output":
+                self._output(node)
+            else:
+                raise PackingError(f"{node.name}: a packed graph has no {node.op}")
+        return self.result
+
+    # -- planning -------------------------------------------------------------------------------------------
+
+    def _module_of(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def _plan_batch_norm(self, node: fx.Node) -> None:
+        if not isinstance(self._module_of(node), nn.BatchNorm2d | nn.BatchNorm1d):
+            return
+        source = node.all_input_nodes[0]
+        if isinstance(self._module_of(source), nn.Conv2d | BinaryConv2d | nn.Linear | BinaryLinear) and len(source.users) == 1:
+            self.folded[source] = node
+            return
+        for user in node.users:
+            if isinstance(self._module_of(user), Sign):
+                self.normed_signs[user] = node
+
+    # -- lowering -------------------------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if "image" in self.names.values():
+            raise PackingError(f"{node.name}: a packed network reads one image, this one has several inputs")
+        self.names[node] = g.Graph.image
+
+    def _read(self, node: object) -> str:
+        if not isinstance(node, fx.Node) or node not in self.names:
+            raise PackingError(f"{node}: is not a traced activation")
+        return self.names[node]
+
+    def _emit(self, node: fx.Node, op: type[g.Op], source: str, **fields: Any) -> None:
+        name = node.name
+        self.result.ops.append(op(output=name, source=source, **fields))  # type: ignore[arg-type]
+        self.names[node] = name
+
+    def _store(self, name: str, value: Tensor | NDArray[Any], dtype: Any = np.float32) -> str:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        array = np.ascontiguousarray(array, dtype=dtype)
+        if array.dtype == np.float32 and np.isnan(array).any():
+            raise PackingError(f"{name}: holds NaN; the network did not train")
+        self.result.tensors[name] = array
+        return name
+
+    def _module(self, node: fx.Node) -> None:
+        module, source = self._module_of(node), str(node.target)
+        x = node.all_input_nodes[0]
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            self._batch_norm(node, module, source, x)
+            return
+        for kinds, lower in self._LOWERINGS:
+            if isinstance(module, kinds):
+                lower(self, node, module, source, self._read(self._before_norm(node, x)))
+                return
+        raise PackingError(f"{source}: a packed graph has no {type(module).__name__}")
+
+    def _before_norm(self, node: fx.Node, x: fx.Node) -> fx.Node:
+        norm = self.normed_signs.get(node)
+        return x if norm is None else norm.all_input_nodes[0]
+
+    def _alias(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        del module, source
+        self.names[node] = x
+
+    def _batch_norm(self, node: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d, source: str, x: fx.Node) -> None:
+        if self.folded.get(x) is node:
+            self.names[node] = self.names[x]
+            return
+        if node.users and all(user in self.normed_signs for user in node.users):
+            return
+        scale, bias = batch_norm_affine(module)
+        self._emit(
+            node,
+            g.Affine,
+            source,
+            input=self._read(x),
+            scale=self._store(f"{source}.scale", scale),
+            bias=self._store(f"{source}.bias", bias),
+        )
+
+    def _sign(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        norm_node = self.normed_signs.get(node)
+        channels = None
+        judge: Callable[[Tensor], Tensor] = lambda value: value  # noqa: E731
+        if norm_node is not None:
+            norm = self._module_of(norm_node)
+            assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+            channels = norm.num_features
+            judge = _batch_norm_judge(norm)
+        else:
+            channels = self._channels(node.all_input_nodes[0])
+        thresholds, flip = sign_thresholds(judge, channels)
+        self._emit(
+            node,
+            g.Threshold,
+            source,
+            input=x,
+            threshold=self._store(f"{source}.threshold", thresholds),
+            flip=self._store(f"{source}.flip", flip, np.uint8) if flip.any() else None,
+        )
+        del module
+
+    def _channels(self, node: fx.Node) -> int:
+        """Channels of a traced value, followed back to a module that says them."""
+        module = self._module_of(node)
+        for attribute in ("out_channels", "num_features", "out_features"):
+            count = getattr(module, attribute, None)
+            if isinstance(count, int):
+                return count
+        inputs = node.all_input_nodes
+        if not inputs:
+            return 3
+        if node.op == "call_function" and node.target is torch.cat:
+            return sum(self._channels(part) for part in inputs)
+        return self._channels(inputs[0])
+
+    def _conv(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.Conv2d)
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            raise PackingError(f"{source}: a packed convolution pads with zeros and a number of pixels")
+        weight, bias = self._fold(node, module.weight, module.bias)
+        self._emit(
+            node,
+            g.Conv2d,
+            source,
+            input=x,
+            weight=self._store(f"{source}.weight", weight.permute(0, 2, 3, 1)),
+            bias=None if bias is None else self._store(f"{source}.bias", bias),
+            out_channels=module.out_channels,
+            kernel=module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=module.groups,
+        )
+
+    def _linear(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.Linear)
+        weight, bias = self._fold(node, module.weight[:, :, None, None], module.bias)
+        self._emit(
+            node,
+            g.Conv2d,
+            source,
+            input=x,
+            weight=self._store(f"{source}.weight", weight.permute(0, 2, 3, 1)),
+            bias=None if bias is None else self._store(f"{source}.bias", bias),
+            out_channels=module.out_features,
+            kernel=(1, 1),
+        )
+
+    def _fold(self, node: fx.Node, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the batch norm that follows `node`, if one was planned into it."""
+        norm_node = self.folded.get(node)
+        if norm_node is None:
+            return weight, bias
+        norm = self._module_of(norm_node)
+        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+        scale, shift = batch_norm_affine(norm)
+        folded = weight.double() * scale.double().reshape(-1, 1, 1, 1)
+        total = shift.double() if bias is None else bias.double() * scale.double() + shift.double()
+        return folded.float(), total.float()
+
+    def _binary(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, BinaryConv2d | BinaryLinear)
+        self._must_read_bits(node, source, x)
+        latent = module.latent.to_tensor()
+        if not bool(torch.isfinite(latent).all()):
+            raise PackingError(f"{source}: its latent weight is not finite; the network did not train")
+        signs = module.binary_weight()
+        if isinstance(module, BinaryLinear):
+            signs = signs[:, :, None, None]
+        convolution: dict[str, Any] = {"kernel": (1, 1)}
+        if isinstance(module, BinaryConv2d):
+            convolution = {
+                "kernel": module.kernel_size,
+                "stride": module.stride,
+                "padding": module.padding,
+                "dilation": module.dilation,
+                "groups": module.groups,
+            }
+        scales = self._binary_scales(node, source, module.scale, latent)
+        self._emit(
+            node,
+            g.BinaryConv2d,
+            source,
+            input=x,
+            weight=self._store(f"{source}.weight", pack_signs(signs.permute(0, 2, 3, 1)), np.uint64),
+            out_channels=signs.shape[0],
+            **convolution,
+            **scales,
+        )
+
+    def _must_read_bits(self, node: fx.Node, source: str, x: str) -> None:
+        by_output = {op.output: op for op in self.result.ops}
+        op = by_output.get(x)
+        while isinstance(op, g.Concat | g.Upsample):
+            op = by_output.get(op.reads()[0])
+        if not isinstance(op, g.Threshold):
+            raise PackingError(f"{source}: would have to stay float, because its input is not the output of a Sign")
+        del node
+
+    def _binary_scales(self, node: fx.Node, source: str, scale: OutputScale, latent: Tensor) -> dict[str, str | None]:
+        channel = scale.channel_scale(latent)
+        fields: dict[str, str | None] = {"scale": None, "bias": None}
+        if scale.kind == "rank1":
+            fields["scale_height"] = self._store(f"{source}.scale_height", scale.beta)
+            fields["scale_width"] = self._store(f"{source}.scale_width", scale.gamma)
+        norm_node = self.folded.get(node)
+        if norm_node is not None:
+            norm = self._module_of(norm_node)
+            assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+            gain, shift = batch_norm_affine(norm)
+            channel = gain if channel is None else channel * gain
+            fields["bias"] = self._store(f"{source}.bias", shift)
+        if channel is not None:
+            fields["scale"] = self._store(f"{source}.scale", channel)
+        return fields
+
+    def _relu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        del module
+        self._emit(node, g.Prelu, source, input=x)
+
+    def _prelu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        if isinstance(module, RPReLU):
+            fields = {name: self._store(f"{source}.{name}", getattr(module, name)) for name in ("slope", "shift_in", "shift_out")}
+        else:
+            assert isinstance(module, nn.PReLU)
+            slope = module.weight
+            if slope.numel() == 1:
+                slope = slope.expand(self._channels(node.all_input_nodes[0]))
+            fields = {"slope": self._store(f"{source}.slope", slope)}
+        self._emit(node, g.Prelu, source, input=x, **fields)
+
+    def _max_pool(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.MaxPool2d)
+        if module.ceil_mode or module.return_indices or _pair(module.dilation) != (1, 1):
+            raise PackingError(f"{source}: a packed max-pool has neither ceil_mode, indices nor dilation")
+        self._pool(node, g.MaxPool2d, source, x, module)
+
+    def _avg_pool(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.AvgPool2d)
+        padded = _pair(module.padding) != (0, 0)
+        if module.ceil_mode or module.divisor_override or (padded and not module.count_include_pad):
+            raise PackingError(f"{source}: a packed average pool divides by its kernel's size and has no ceil_mode")
+        self._pool(node, g.AvgPool2d, source, x, module)
+
+    def _pool(self, node: fx.Node, op: type[g.Op], source: str, x: str, module: nn.MaxPool2d | nn.AvgPool2d) -> None:
+        kernel = _pair(module.kernel_size)
+        stride = kernel if module.stride is None else _pair(module.stride)
+        self._emit(node, op, source, input=x, kernel=kernel, stride=stride, padding=_pair(module.padding))
+
+    def _global_pool(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.AdaptiveAvgPool2d)
+        if module.output_size not in (1, (1, 1)):
+            raise PackingError(f"{source}: a packed adaptive pool has output size 1, not {module.output_size}")
+        self._emit(node, g.GlobalAvgPool, source, input=x)
+
+    def _upsample(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.Upsample)
+        factor = module.scale_factor
+        if module.mode != "nearest" or not isinstance(factor, int | float) or factor != int(factor):
+            raise PackingError(f"{source}: a packed upsample is nearest-neighbour by one whole factor")
+        self._emit(node, g.Upsample, source, input=x, factor=int(factor))
+
+    _LOWERINGS: tuple[tuple[Any, Callable[..., None]], ...] = (
+        (nn.Conv2d, _conv),
+        (nn.Linear, _linear),
+        ((BinaryConv2d, BinaryLinear), _binary),
+        (Sign, _sign),
+        (nn.ReLU, _relu),
+        ((nn.PReLU, RPReLU), _prelu),
+        (nn.MaxPool2d, _max_pool),
+        (nn.AvgPool2d, _avg_pool),
+        (nn.AdaptiveAvgPool2d, _global_pool),
+        (nn.Upsample, _upsample),
+        ((nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten), _alias),
+    )
+
+    def _function(self, node: fx.Node) -> None:
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.target in (operator.add, torch.add, operator.iadd) or name in ("add", "add_"):
+            left, right = node.args[0], node.args[1]
+            self._emit(node, g.Add, "", inputs=(self._read(left), self._read(right)))
+        elif node.target is torch.cat:
+            parts = node.args[0]
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            if not isinstance(parts, list | tuple) or dim != 1:
+                raise PackingError(f"{node.name}: a packed concatenation joins channels (dim=1), not dim={dim}")
+            self._emit(node, g.Concat, "", inputs=tuple(self._read(part) for part in parts))
+        elif name == "flatten":
+            # A graph's vectors are [1, 1, c]; `Graph.infer` refuses a linear layer on anything larger.
+            self.names[node] = self._read(node.args[0])
+        else:
+            raise PackingError(f"{node.name}: a packed graph has no {name}")
+
+    def _output(self, node: fx.Node) -> None:
+        returned = node.args[0]
+        values = list(returned) if isinstance(returned, list | tuple) else [returned]
+        if len(values) != len(self.output_names):
+            raise PackingError(f"output: the network returns {len(values)} values, expected {', '.join(self.output_names)}")
+        for name, value in zip(self.output_names, values, strict=True):
+            self.result.outputs[name] = self._read(value)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def batch_norm_affine(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and bias [C] of a batch norm in evaluation mode: y = x * scale + bias."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        raise PackingError("a batch norm without running statistics cannot be packed")
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    scale = gamma.double() / (variance.double() + norm.eps).sqrt()
+    return scale.float(), (beta.double() - mean.double() * scale).float()
+
+
+def _batch_norm_judge(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> Callable[[Tensor], Tensor]:
+    """torch's own evaluation-mode batch norm of one number a channel: [C] -> [C]."""
+
+    def judge(value: Tensor) -> Tensor:
+        # A small image rather than one pixel: torch then takes the vectorised path that networks take.
+        image = value[None, :, None, None].expand(1, -1, 8, 8).contiguous()
+        out = nn.functional.batch_norm(
+            image, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        )
+        return out[0, :, 0, 0]
+
+    return judge
+
+
+def sign_thresholds(
+    judge: Callable[[Tensor], Tensor], channels: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Where `judge`, a monotone function a channel, changes sign: thresholds and flips, both [channels].
+
+    The bit `judge(x) >= 0` equals `x >= threshold` where flip is 0 and `x <= threshold` where it is 1, for
+    every finite float32 x. Constant channels get a threshold of -inf (always +1) or +inf (always -1).
+    """
+    top = float(np.finfo(np.float32).max)
+    low_sign = judge(torch.full((channels,), -top)) >= 0
+    high_sign = judge(torch.full((channels,), top)) >= 0
+    flip = low_sign & ~high_sign
+    # Search between two floats that differ in sign, over their rank in the order of all floats.
+    limit = _float_rank(np.float32(top))
+    low, high = np.full(channels, -limit, np.int64), np.full(channels, limit, np.int64)
+    falling = flip.numpy()
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        positive = (judge(torch.from_numpy(_from_rank(middle))) >= 0).numpy()
+        below = positive == falling  # on the side of `low`
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    thresholds = _from_rank(np.where(falling, low, high))
+    constant = (low_sign == high_sign).numpy()
+    thresholds[constant & low_sign.numpy()] = -np.inf
+    thresholds[constant & ~low_sign.numpy()] = np.inf
+    return thresholds, falling.astype(np.uint8)
+
+
+def _float_rank(value: np.float32) -> int:
+    bits = int(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _from_rank(rank: NDArray[np.int64]) -> NDArray[np.float32]:
+    magnitude = np.abs(rank).astype(np.int32).view(np.float32)
+    return np.where(rank < 0, -magnitude, magnitude).astype(np.float32)
+
+
+def pack_signs(signs: Tensor) -> NDArray[np.uint64]:
+    """[..., channels] in {-1, +1} -> [..., ceil(channels / 64)] words; bit i of word j = channel 64 j + i."""
+    bits = (signs > 0).cpu().numpy()
+    padding = -bits.shape[-1] % g.WORD_BITS
+    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, padding)])
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    return packed.view("<u8").astype(np.uint64)

@@ -1,0 +1,184 @@
+"""Binary residual networks (He et al. 2016 in the shapes, arXiv 1904.07852 in the binary block).
+
+A binary convolution is `BN -> sign -> binary convolution -> activation`. Two blocks are built from it:
+
+`residual`  two of them and one shortcut around both (the paper's);
+`bireal`    a shortcut around each (Bi-Real Net, Liu et al. 2018), which keeps real values flowing.
+
+Stem, head, batch norms and 1x1 shortcut convolutions stay real. `real=True` builds the twin of the same
+shape with real weights and activations (`BN -> ReLU -> convolution`), a teacher or a yardstick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from models.latent import (
+    BinaryConv2d,
+    LatentConfig,
+    RPReLU,
+    ScaleKind,
+    Sign,
+    SteKind,
+    assign_latents,
+    reconstruct_once,
+)
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class ResNetConfig(BaseModel):
+    """A ResNet in full.
+
+    depth : 18 or 34.
+    stem : `cifar` (3x3 stride 1, no pooling) or `imagenet` (7x7 stride 2, max-pool).
+    classes : size of the head.
+    input_size : height and width in pixels of the pictures that it is trained on; a multiple of the whole
+        network's stride, 8 (`cifar`) or 32 (`imagenet`), so that shortcuts and convolutions agree on every size.
+    width : multiplies the 64, 128, 256, 512 channels of the stages.
+    block, shortcut, activation : see the module's description; `shortcut` is that of blocks which change
+        shape: `real` (average pooling, 1x1 convolution, BN) or `binary` (BN, sign, strided binary 1x1).
+    latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
+    real : build the real-valued twin; the binary settings are then without effect.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Literal["resnet"] = "resnet"
+    depth: Literal[18, 34] = 18
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    classes: Annotated[int, Field(ge=2, le=65_536)] = 10
+    input_size: Annotated[int, Field(ge=8, le=4096)] = 32
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0
+    block: Literal["residual", "bireal"] = "bireal"
+    shortcut: Literal["real", "binary"] = "real"
+    activation: Literal["none", "relu", "prelu", "rprelu"] = "prelu"
+    latent: LatentConfig = LatentConfig()
+    scale: ScaleKind = "channel"
+    weight_ste: SteKind = "clip"
+    activation_ste: SteKind = "clip"
+    real: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_halve_evenly(self) -> ResNetConfig:
+        stride = 8 if self.stem == "cifar" else 32
+        if self.input_size % stride:
+            raise ValueError(f"input_size is {self.input_size}, expected a multiple of {stride} for the {self.stem} stem")
+        return self
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and cards, such as `resnet18-w0.5-holistic`."""
+        width = "" if self.width == 1 else f"-w{self.width:g}"
+        return f"resnet{self.depth}{width}-{'real' if self.real else self.latent.kind}"
+
+    def real_twin(self) -> ResNetConfig:
+        """The configuration of the same network with real weights and activations."""
+        return self.model_copy(update={"real": True})
+
+
+class ResNet(nn.Module):
+    """The network of a `ResNetConfig`."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [max(8, round(64 * 2**stage * config.width / 8) * 8) for stage in range(4)]
+        size = config.input_size
+        if config.stem == "cifar":
+            self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]))
+        else:
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, widths[0], 7, 2, 3, bias=False),
+                nn.BatchNorm2d(widths[0]),
+                nn.MaxPool2d(3, 2, 1),
+            )
+            size //= 4
+        blocks: list[nn.Module] = []
+        channels = widths[0]
+        for stage, count in enumerate(BLOCKS[config.depth]):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                size //= stride
+                blocks.append(Block(channels, widths[stage], stride, size, config))
+                channels = widths[stage]
+        self.blocks = nn.Sequential(*blocks)
+        self.tail = nn.Sequential(nn.BatchNorm2d(channels), _activation("relu" if config.real else "prelu", channels))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, config.classes)
+        self._initialise_real_layers()
+        self.holistic = nn.ModuleDict() if config.real else assign_latents(self, config.latent)
+
+    def _initialise_real_layers(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] -> logits [N, classes]."""
+        with reconstruct_once(self.holistic.values()):
+            x = self.blocks(self.stem(x))
+            return self.head(self.pool(self.tail(x)).flatten(1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with one shortcut around both (`residual`) or one around each (`bireal`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig) -> None:
+        super().__init__()
+        self.first = _conv_unit(in_channels, out_channels, 3, stride, output_size, config)
+        self.second = _conv_unit(out_channels, out_channels, 3, 1, output_size, config)
+        self.shortcut_each = config.block == "bireal"
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = _shape_shortcut(in_channels, out_channels, stride, output_size, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
+        shortcut = self.shortcut(x)
+        y = self.first(x)
+        if self.shortcut_each:
+            y = shortcut = y + shortcut
+        return self.second(y) + shortcut  # type: ignore[no-any-return]
+
+
+def _conv_unit(
+    in_channels: int, out_channels: int, kernel: int, stride: int, output_size: int, config: ResNetConfig
+) -> nn.Sequential:
+    """BN -> sign -> binary convolution -> activation; BN -> ReLU -> convolution in the real twin."""
+    norm, padding = nn.BatchNorm2d(in_channels), kernel // 2
+    if config.real:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        return nn.Sequential(norm, nn.ReLU(), conv)
+    binary = BinaryConv2d(
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        padding,
+        scale=config.scale,
+        ste=config.weight_ste,
+        output_size=(output_size, output_size),
+    )
+    return nn.Sequential(norm, Sign(config.activation_ste), binary, _activation(config.activation, out_channels))
+
+
+def _shape_shortcut(
+    in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig
+) -> nn.Sequential:
+    if config.shortcut == "binary" and not config.real:
+        return _conv_unit(in_channels, out_channels, 1, stride, output_size, config)
+    pool: nn.Module = nn.Identity() if stride == 1 else nn.AvgPool2d(stride)
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(pool, conv, nn.BatchNorm2d(out_channels))
+
+
+def _activation(kind: str, channels: int) -> nn.Module:
+    if kind == "relu":
+        return nn.ReLU()
+    if kind == "prelu":
+        return nn.PReLU(channels)
+    return RPReLU(channels) if kind == "rprelu" else nn.Identity()

@@ -1,0 +1,105 @@
+// The inner loops that depend on the instruction set, as one table of function pointers.
+//
+// All of them work on a tile: up to kTilePixels output pixels that see the same taps of the window
+// (so no tap needs a bounds check), times a block of output channels. A convolution writes its raw
+// sums into a small tile buffer; `finish` turns a tile into floats and bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace xnor {
+
+constexpr int kTilePixels = 6;
+constexpr int kLanes = 16;         // channels that `finish` handles at once; parameters are padded to it
+constexpr int kTileLanes = 64;     // channels of a tile buffer's row
+constexpr int kBinaryBlock = 32;   // output channels a block of a binary convolution, at most
+constexpr int kFloatBlock = 64;    // the same of a float convolution
+constexpr int kAlignBytes = 64;
+
+// A window's valid part over a tile: `rows` x `cols` runs of `run` consecutive elements (64-bit words
+// of bits, or floats), seen by pixel p at input + in_offset[p] + row * in_row + col * in_col.
+struct Window {
+    const int32_t* in_offset;
+    int pixels;
+    int rows, cols;
+    int64_t run;
+    int64_t in_row, in_col;
+};
+
+struct BinaryTile {
+    Window window;
+    const uint64_t* input;
+    const uint64_t* weight;  // [rows][cols][run][lanes], with the strides below (in words)
+    int64_t weight_row, weight_col;
+    int lanes;        // 8, 16 or 32
+    int32_t* counts;  // [pixels][kTileLanes]: differing bits
+};
+
+struct FloatTile {
+    Window window;
+    const float* input;
+    const void* weight;  // float, or float16 where `half`
+    int64_t weight_row, weight_col;
+    int lanes;  // 16, 32 or 64
+    bool half;
+    float* sums;  // [pixels][kTileLanes]
+};
+
+enum class Pool { kMax, kMean, kMeanByRow };
+
+struct PoolTile {
+    Window window;  // run is unused
+    const float* input;
+    int lanes;
+    Pool pool;
+    float divisor;
+    float* sums;  // [pixels][kTileLanes]
+};
+
+enum class StageKind : uint8_t { kScale, kShift, kPixelScale, kPrelu, kRelu, kAdd, kStore, kBits };
+
+// One stage of what happens to a channel's value on its way to memory.
+struct Stage {
+    StageKind kind;
+    const float* channel = nullptr;  // [channels] padded to kLanes; kPixelScale: [pixels]
+    const float* sign = nullptr;     // kBits: -0.0 where the comparison is flipped; null = nowhere
+    int64_t offset = 0;              // kAdd, kStore, kBits: where the value lies in the arena, bytes
+    int64_t stride = 0;              // from pixel to pixel: floats, or for kBits bytes
+    int channels = 0;                // kBits
+};
+
+struct FinishTile {
+    const int32_t* counts = nullptr;  // [pixels][kTileLanes], or
+    const float* floats = nullptr;    // at float_offset[p]
+    int64_t float_offset[kTilePixels] = {};
+    float total = 0;  // counts become total - 2 count
+    const int32_t* out_pixel = nullptr;
+    int pixels = 0;
+    int channel = 0;  // the first one; a multiple of kLanes
+    int lanes = 0;    // a multiple of kLanes
+    const Stage* stages = nullptr;
+    int stage_count = 0;
+    char* arena = nullptr;
+};
+
+struct Kernels {
+    const char* isa;
+    void (*binary)(const BinaryTile&);
+    void (*real)(const FloatTile&);
+    void (*pool)(const PoolTile&);
+    void (*finish)(const FinishTile&);
+    // xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done.
+    int64_t (*ceiling)(int64_t rounds);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_vpopcntdq_kernels();
+#elif defined(__aarch64__)
+const Kernels& neon_kernels();
+#endif
+
+}  // namespace xnor

@@ -1,0 +1,105 @@
+// AVX2, FMA and F16C: bits are counted a nibble at a time through a byte shuffle.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace xnor {
+namespace {
+
+struct Floats {
+    struct Vector {
+        __m256 low, high;
+    };
+    static constexpr int kVectors = 1;  // two registers x 6 pixels = 12 of 16 hold sums
+    template <bool Half>
+    struct Weight {
+        using Type = float;
+    };
+
+    static Vector load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+    static Vector load(const uint16_t* half) {
+        const __m128i* from = reinterpret_cast<const __m128i*>(half);
+        return {_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from + 1))};
+    }
+    static void store(float* to, Vector x) {
+        _mm256_storeu_ps(to, x.low);
+        _mm256_storeu_ps(to + 8, x.high);
+    }
+    static Vector set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+    static Vector add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+    static Vector multiply(Vector a, Vector b) {
+        return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+    }
+    static Vector divide(Vector a, Vector b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+    static Vector multiply_add(Vector a, Vector b, Vector c) {
+        return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+    }
+    static Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+    static Vector minus_twice(Vector total, const int32_t* counts) {
+        const __m256i* from = reinterpret_cast<const __m256i*>(counts);
+        const __m256 two = _mm256_set1_ps(2);
+        return {_mm256_fnmadd_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), two, total.low),
+                _mm256_fnmadd_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), two, total.high)};
+    }
+    // The sign bit of x chooses; -0.0 becomes -0.0 * slope, which equals 0 as torch's does.
+    static Vector prelu(Vector x, Vector slope) {
+        const Vector scaled = multiply(x, slope);
+        return {_mm256_blendv_ps(x.low, scaled.low, x.low), _mm256_blendv_ps(x.high, scaled.high, x.high)};
+    }
+    static Vector flip_sign(Vector x, Vector sign) {
+        return {_mm256_xor_ps(x.low, sign.low), _mm256_xor_ps(x.high, sign.high)};
+    }
+    static uint32_t at_least(Vector a, Vector b) {
+        const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ));
+        const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+        return static_cast<uint32_t>(low | high << 8);
+    }
+};
+template <>
+struct Floats::Weight<true> {
+    using Type = uint16_t;
+};
+
+struct Words {
+    using Vector = __m256i;
+    static constexpr int kLanes = 4;
+    static constexpr int kVectors = 2;
+    static constexpr int kPixels = 3;
+    static constexpr int kBudget = 31;
+
+    static Vector zero() { return _mm256_setzero_si256(); }
+    static Vector load(const uint64_t* from) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    }
+    static Vector broadcast(const uint64_t* from) { return _mm256_set1_epi64x(static_cast<long long>(*from)); }
+    static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
+    static Vector add_count(Vector sum, Vector x, Vector w) {
+        const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2,
+                                                3, 1, 2, 2, 3, 2, 3, 3, 4);
+        const __m256i nibble = _mm256_set1_epi8(15);
+        const __m256i d = _mm256_xor_si256(x, w);
+        const __m256i low = _mm256_shuffle_epi8(counts, _mm256_and_si256(d, nibble));
+        const __m256i high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(d, 4), nibble));
+        return _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
+    }
+    static Vector widen(Vector sum) { return _mm256_sad_epu8(sum, _mm256_setzero_si256()); }
+    template <int N>
+    static void store(int32_t* to, const Vector (&sums)[N]) {
+        const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+        for (int v = 0; v < N; ++v)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + v * kLanes),
+                             _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums[v], even)));
+    }
+    static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
+};
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels& avx2_kernels() {
+    static const Kernels table{"avx2", binary, real, pool, finish, ceiling};
+    return table;
+}
+
+}  // namespace xnor

@@ -1,0 +1,48 @@
+// AVX-512 F/BW/DQ/VL without VPOPCNTDQ: bits are counted a nibble at a time through a byte shuffle.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace xnor {
+namespace {
+
+#include "floats_avx512.h"
+
+struct Words {
+    using Vector = __m512i;
+    static constexpr int kLanes = 8;
+    static constexpr int kVectors = 4;
+    static constexpr int kPixels = 3;
+    static constexpr int kBudget = 31;
+
+    static Vector zero() { return _mm512_setzero_si512(); }
+    static Vector load(const uint64_t* from) { return _mm512_loadu_si512(from); }
+    static Vector broadcast(const uint64_t* from) { return _mm512_set1_epi64(static_cast<long long>(*from)); }
+    static Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
+    static Vector add_count(Vector sum, Vector x, Vector w) {
+        const __m512i counts = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+        const __m512i nibble = _mm512_set1_epi8(15);
+        const __m512i d = _mm512_xor_si512(x, w);
+        const __m512i low = _mm512_shuffle_epi8(counts, _mm512_and_si512(d, nibble));
+        const __m512i high = _mm512_shuffle_epi8(counts, _mm512_and_si512(_mm512_srli_epi16(d, 4), nibble));
+        return _mm512_add_epi8(sum, _mm512_add_epi8(low, high));
+    }
+    static Vector widen(Vector sum) { return _mm512_sad_epu8(sum, _mm512_setzero_si512()); }
+    template <int N>
+    static void store(int32_t* to, const Vector (&sums)[N]) {
+        for (int v = 0; v < N; ++v)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + v * kLanes), _mm512_cvtepi64_epi32(sums[v]));
+    }
+    static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
+};
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels& avx512_kernels() {
+    static const Kernels table{"avx512", binary, real, pool, finish, ceiling};
+    return table;
+}
+
+}  // namespace xnor

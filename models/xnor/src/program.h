@@ -1,0 +1,137 @@
+// A planned graph: steps over one arena, run for a batch in one call.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+namespace xnor {
+
+enum class Kind { kFloat, kBits };
+
+// Where a value lies in the arena. Pixel-major; `stride` from pixel to pixel in elements (floats or words).
+struct Buffer {
+    Kind kind;
+    int64_t offset;  // bytes, a multiple of 64
+    int height, width, channels;
+    int64_t stride;
+
+    int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+};
+
+// A stage of a step's epilogue, with the arrays that it needs.
+struct StageSpec {
+    StageKind kind;
+    std::vector<float> channel;
+    std::vector<float> sign;
+    Buffer buffer{};
+};
+
+struct Sliding {
+    std::array<int, 2> kernel, stride, padding, dilation;
+};
+
+// Memory for parameters, aligned and padded; freed with the program.
+class Store {
+public:
+    void* take(int64_t bytes);
+    int64_t bytes() const { return bytes_; }
+
+private:
+    std::vector<std::unique_ptr<Arena>> blocks_;
+    int64_t bytes_ = 0;
+};
+
+// A sliding window over an input: output pixels sorted by which taps they see, cut into tiles.
+struct Geometry {
+    struct Class {
+        int row0, row1, col0, col1;  // taps that lie inside the input
+    };
+    struct Tile {
+        int first, count, cls;
+    };
+    std::vector<int32_t> in_offset;  // of the window's (maybe padded) corner, in elements
+    std::vector<int32_t> out_pixel;
+    std::vector<Class> classes;
+    std::vector<Tile> tiles;
+};
+
+struct Context {
+    char* arena;
+    const uint8_t* image;
+};
+
+class Step {
+public:
+    virtual ~Step() = default;
+    virtual int64_t items() const = 0;
+    virtual void run(const Context& context, int64_t begin, int64_t end) const = 0;
+    std::string name;
+};
+
+struct Output {
+    std::string name;
+    Buffer buffer;
+};
+
+class Program {
+public:
+    Program(const Kernels& kernels, int64_t arena_bytes, int threads, int height, int width);
+
+    void pixels(const Buffer& output, const float* table);
+    void binary_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding, int groups,
+                       const uint64_t* weight, const std::vector<StageSpec>& stages);
+    void conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding, int groups,
+                const void* weight, bool half, const std::vector<StageSpec>& stages);
+    void pool2d(const Buffer& input, int height, int width, const Sliding& sliding, Pool pool,
+                const std::vector<StageSpec>& stages);
+    void pointwise(const Buffer& input, const std::vector<StageSpec>& stages);
+    void concat(const std::vector<Buffer>& inputs, const Buffer& output);
+    void upsample(const Buffer& input, const Buffer& output, int factor);
+    // Bits whose every group of channels begins a new word.
+    void regroup(const Buffer& input, const Buffer& output, int groups);
+    void output(const std::string& name, const Buffer& buffer);
+    void name_step(const std::string& name) { steps_.back()->name = name; }
+
+    // images: [count, height, width, 3]; outputs: one dense array [count, height, width, channels or words] each.
+    void run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs);
+    // Seconds of each step, the least of `repeats` runs of one image on one thread.
+    std::vector<double> profile(const uint8_t* image, int repeats);
+
+    const std::vector<Output>& outputs() const { return outputs_; }
+    std::vector<std::string> step_names() const;
+    int64_t parameter_bytes() const { return store_.bytes(); }
+    int64_t allocated_arena_bytes() const { return tokens_.allocated_bytes(); }
+    int64_t arena_bytes() const { return arena_bytes_; }
+    int threads() const { return threads_; }
+    int height() const { return height_; }
+    int width() const { return width_; }
+    const char* isa() const { return kernels_.isa; }
+
+private:
+    void check(const Buffer& buffer) const;
+    std::shared_ptr<const Geometry> geometry(const Buffer& input, int height, int width, const Sliding& sliding);
+    std::vector<Stage> stages(const std::vector<StageSpec>& specs, int64_t pixels, int channels);
+    void run_image(const Context& context, int64_t index, const std::vector<char*>& outputs) const;
+    void copy_outputs(const char* arena, int64_t index, const std::vector<char*>& outputs) const;
+
+    const Kernels& kernels_;
+    const int64_t arena_bytes_;
+    const int threads_, height_, width_;
+    Store store_;
+    std::vector<std::unique_ptr<Step>> steps_;
+    std::vector<Output> outputs_;
+    std::map<std::array<int64_t, 13>, std::shared_ptr<const Geometry>> geometries_;
+    Tokens tokens_;
+    Workers workers_;
+};
+
+}  // namespace xnor

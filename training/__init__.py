@@ -1,0 +1,1 @@
+"""How a network is trained: data sets, recipes, the training loop, metrics and the commands over them."""

@@ -1,0 +1,68 @@
+"""The optimiser of a recipe, with its groups of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from models.latent import Latent
+from training.recipe import Training
+from training.schedule import Rate
+
+
+def parameter_groups(network: nn.Module, training: Training) -> list[dict[str, Any]]:
+    """Three groups: real weights, vectors (batch norm, scales, slopes), latent parameters.
+
+    Each has its `weight_decay`, and `rate_scale` which multiplies the scheduled learning rate.
+    A parameter that has only one dimension greater than 1 is a vector.
+    """
+    latent = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, Latent)
+        for parameter in module.parameters()
+    }
+    weights, vectors, latents = [], [], []
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in latent:
+            latents.append(parameter)
+        elif sum(size > 1 for size in parameter.shape) <= 1:
+            vectors.append(parameter)
+        else:
+            weights.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": training.weight_decay, "rate_scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate_scale": 1.0},
+        {
+            "params": latents,
+            "weight_decay": training.latent_weight_decay,
+            "rate_scale": training.latent_learning_rate_scale,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make(network: nn.Module, training: Training) -> Optimizer:
+    """The recipe's optimiser over all parameters of `network`."""
+    groups = parameter_groups(network, training)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=training.learning_rate, betas=training.betas)
+
+
+def set_rate(optimizer: Optimizer, learning_rate: float, rate: Rate) -> None:
+    """Give each group the scheduled rate times its own scale, and the scheduled momentum if there is one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * rate.scale * group["rate_scale"]
+        if rate.momentum is None:
+            continue
+        if "betas" in group:
+            group["betas"] = (rate.momentum, group["betas"][1])
+        else:
+            group["momentum"] = rate.momentum

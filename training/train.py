@@ -1,0 +1,203 @@
+"""One training run from a recipe: data, network, Trainer, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from training.callbacks import LAST, Checkpoints, Interrupted, Reporter
+from training.classification import Classifier
+from training.data import catalog
+from training.data.dataset import Dataset
+from training.data.module import ClassificationData
+from training.errors import TrainingError
+from training.recipe import Recipe
+
+METRIC = "val_top1"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    folder : where its checkpoints and logs lie.
+    metrics : the last value of each logged metric.
+    signal : number of the signal that ended the run early; None if it ran to its end.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    signal: int | None = None
+
+
+def train(
+    recipe: Recipe, *, data_root: Path | None = None, output: Path | None = None, resume: str | None = None
+) -> Outcome:
+    """Train the network of `recipe`.
+
+    Parameters
+    ----------
+    data_root : where the data set lies, before all else that says so.
+    output : folder for checkpoints and logs; `runs/<name>` if None.
+    resume : a checkpoint to go on from, or `auto`: the output folder's last one, if there is one.
+
+    Raises TrainingError for what the user can put right.
+    """
+    folder = output or Path("runs") / recipe.name
+    checkpoint = _resume_from(resume, folder)
+    dataset = catalog.load(recipe.data, data_root)
+    recipe = fit_to_data(recipe, dataset)
+    if checkpoint is not None:
+        _check_same_run(checkpoint, recipe)
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    _quieten()
+    pl.seed_everything(recipe.seed, workers=True, verbose=False)
+    module = Classifier(
+        recipe.plain(), dataset.class_names, dataset.input.model_dump(mode="json"), _provenance(dataset)
+    )
+    checkpoints = Checkpoints(folder, METRIC)
+    trainer = make_trainer(recipe, folder, [checkpoints, Reporter(_batch_images(recipe))])
+    try:
+        trainer.fit(module, ClassificationData(dataset, recipe), ckpt_path=checkpoint, weights_only=True)
+    except Interrupted as interruption:
+        return Outcome(folder, _metrics(trainer), interruption.signal)
+    return Outcome(folder, _metrics(trainer))
+
+
+def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's Trainer as the recipe wants it; under torchrun, one of its processes."""
+    training = recipe.training
+    folder.mkdir(parents=True, exist_ok=True)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("WORLD_SIZE", "1")) // local_world
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="auto",
+        devices=local_world,
+        num_nodes=nodes,
+        strategy="ddp" if local_world * nodes > 1 else "auto",
+        precision=training.precision,
+        max_epochs=training.epochs,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.gradient_clip or None,
+        check_val_every_n_epoch=training.validate_every,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="tensorboard")],
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic=False,
+    )
+
+
+def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with `model.classes` and `model.input_size` taken from the data set where it leaves them out.
+
+    Raises TrainingError where it gives them and they do not fit.
+    """
+    found = {"classes": len(dataset.class_names), "input_size": dataset.input.height}
+    changes: dict[str, Any] = {}
+    for field, value in found.items():
+        given = getattr(recipe.model, field)
+        if field not in recipe.model.model_fields_set:
+            changes[field] = value
+        elif given != value:
+            raise TrainingError(f"model.{field}: is {given}, but the data set {dataset.name} has {value}")
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package. Raises TrainingError if it is none; runs none of its code."""
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file raises nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or "recipe" not in parameters or "state_dict" not in content:
+        raise TrainingError(f"{path}: is no checkpoint of signet train: hyper_parameters.recipe is missing")
+    return dict(content)
+
+
+def _resume_from(resume: str | None, folder: Path) -> Path | None:
+    last = folder / LAST
+    if resume is None:
+        if last.exists():
+            raise TrainingError(f"{folder}: holds a run already; continue it with --resume auto, or choose --output")
+        return None
+    if resume == AUTO:
+        return last if last.exists() else None
+    return Path(resume)
+
+
+def _check_same_run(checkpoint: Path, recipe: Recipe) -> None:
+    """Raise TrainingError unless the checkpoint's weights and optimiser fit the recipe."""
+    before, now = load_checkpoint(checkpoint)["hyper_parameters"]["recipe"], recipe.plain()
+    fixed = ("accumulate", "batch_size", "optimizer")
+    pairs = [("model", before.get("model"), now["model"])]
+    pairs += [(f"training.{name}", before.get("training", {}).get(name), now["training"][name]) for name in fixed]
+    for field, old, new in pairs:
+        if old != new:
+            field, old, new = _difference(field, old, new)
+            raise TrainingError(f"{checkpoint}: was trained with {field} {old!r}; the recipe says {new!r}")
+
+
+def _difference(field: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    while isinstance(old, Mapping) and isinstance(new, Mapping):
+        key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+        field, old, new = f"{field}.{key}", old.get(key), new.get(key)
+    return field, old, new
+
+
+def _provenance(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "data": dataset.name,
+        "train_images": len(dataset.train),
+        "validation_images": len(dataset.validation),
+        "torch": str(torch.__version__),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with `-dirty` if files have changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def _batch_images(recipe: Recipe) -> int:
+    return recipe.training.batch_size // recipe.training.accumulate
+
+
+def _metrics(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _quieten() -> None:
+    """Silence Lightning's notes about choices that are made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message=message)
