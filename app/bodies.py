@@ -1,7 +1,7 @@
 """The body of an upload: its content encoding undone and its parts found.
 
 A picture comes as the part `image` of multipart/form-data, next to parts with parameters, or as the whole body with any
-`image/*` type, application/octet-stream or none. What the client claims about type and file name is not used.
+other content type: what it is shows in its first bytes. What a client claims about types and file names is not used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import Problem, ServiceError
-from app.images import sniff
 
 MAX_PARTS = 32
 MAX_FIELD_BYTES = 4096
@@ -61,16 +60,67 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
 def parse(body: bytes, content_type: str) -> Upload:
     """Find the picture in a body.
 
-    Raises ServiceError EMPTY_BODY, BAD_MULTIPART, MISSING_IMAGE, UNSUPPORTED_MEDIA or IMAGE_IS_URL.
+    Raises ServiceError EMPTY_BODY, BAD_MULTIPART or MISSING_IMAGE.
     """
     if not body:
         raise ServiceError(Problem.EMPTY_BODY, "Send a picture: as the body, or as the multipart part 'image'.")
     media_type, options = parse_options_header(content_type)
-    if media_type == b"multipart/form-data":
-        return _parse_multipart(body, options.get(b"boundary", b""))
-    if media_type in (b"", b"application/octet-stream") or media_type.startswith(b"image/"):
+    if media_type != b"multipart/form-data":
         return Upload(body)
-    sniff(b"" if not body.strip() else body) if _may_name_a_url(media_type) else None
-    raise ServiceError(
-        Problem.UNSUPPORTED_MEDIA, "Content-Type may be image/*, application/octet-stream or multipart/form-data."
+    boundary = options.get(b"boundary", b"")
+    if not 1 <= len(boundary) <= 200:
+        raise ServiceError(Problem.BAD_MULTIPART, "The Content-Type names no usable boundary.")
+    parts = _split(body, boundary)
+    images = [part for part in parts if part.name == b"image"]
+    if len(images) > 1:
+        raise ServiceError(Problem.BAD_MULTIPART, "There is more than one part named 'image'.")
+    if not images:
+        raise ServiceError(Problem.MISSING_IMAGE, "The multipart body has no part named 'image'.")
+    fields = {_text(part.name): _text(part.data[:MAX_FIELD_BYTES]) for part in parts if part.name != b"image"}
+    return Upload(bytes(images[0].data), fields)
+
+
+def _split(body: bytes, boundary: bytes) -> list[_Part]:
+    parts: list[_Part] = []
+    name, value = bytearray(), bytearray()
+    ended = False
+
+    def begin() -> None:
+        if len(parts) == MAX_PARTS:
+            raise ServiceError(Problem.BAD_MULTIPART, f"There are more than {MAX_PARTS} parts.")
+        parts.append(_Part())
+
+    def header_end() -> None:
+        if bytes(name).lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(value))
+            parts[-1].name = options.get(b"name", b"")
+        name.clear()
+        value.clear()
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": begin,
+            "on_header_field": lambda data, start, stop: name.extend(data[start:stop]),
+            "on_header_value": lambda data, start, stop: value.extend(data[start:stop]),
+            "on_header_end": header_end,
+            "on_part_data": lambda data, start, stop: parts[-1].data.extend(memoryview(data)[start:stop]),
+            "on_end": end,
+        },
     )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise ServiceError(Problem.BAD_MULTIPART, f"The multipart body is malformed: {error}.") from error
+    if not ended:
+        raise ServiceError(Problem.BAD_MULTIPART, "The multipart body ends before its closing boundary.")
+    return parts
+
+
+def _text(data: bytes | bytearray) -> str:
+    return data.decode("utf-8", "replace")

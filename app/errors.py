@@ -22,7 +22,6 @@ class Problem(Enum):
     TIMEOUT = 408, "The request took too long to arrive"
     BODY_TOO_LARGE = 413, "The body is too large"
     TOO_MANY_PIXELS = 413, "The picture has too many pixels"
-    UNSUPPORTED_MEDIA = 415, "This content type is not accepted"
     UNSUPPORTED_ENCODING = 415, "This content encoding is not accepted"
     NOT_AN_IMAGE = 415, "The data is not a JPEG, PNG or WebP picture"
     MISSING_IMAGE = 422, "There is no picture in the request"
@@ -66,9 +65,7 @@ class ServiceError(Exception):
     close : whether the connection cannot be used any further.
     """
 
-    def __init__(
-        self, problem: Problem, detail: str, *, retry_after_s: int | None = None, close: bool = False
-    ) -> None:
+    def __init__(self, problem: Problem, detail: str, *, retry_after_s: int | None = None, close: bool = False) -> None:
         super().__init__(detail)
         self.problem = problem
         self.detail = detail

@@ -4,9 +4,9 @@
 name claims), then the size in pixels from the file's header, then everything else. `prepare` applies the model's
 resize rule. Both know nothing of HTTP; `signet predict` uses them as the service does.
 
-Colours come out as 8-bit RGB: CMYK and YCCK are converted, 16-bit samples are scaled (not cut off), transparency is laid over
-white, grey is repeated. Embedded colour profiles are not applied. The EXIF orientation is: sizes and answers speak of the
-upright picture. Of an animation the first frame counts.
+Colours come out as 8-bit RGB: CMYK and YCCK are converted, 16-bit samples are scaled (not cut off), transparency is
+laid over white, grey is repeated. Embedded colour profiles are not applied. The EXIF orientation is: sizes and
+answers speak of the upright picture. Of an animation the first frame counts.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_png(data: bytes, max_pixels: int) -> None:
-    """Walk the chunks: each whole and with its right checksum (Pillow skips those of the pixels), up to the end chunk."""
+    """Walk the chunks to the end chunk: each whole, its checksum right (Pillow skips that of the pixels)."""
     position = len(PNG_MAGIC)
     while True:
         header = data[position : position + 8]
@@ -155,7 +155,8 @@ def _check_png(data: bytes, max_pixels: int) -> None:
         if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise ServiceError(Problem.BROKEN_IMAGE, "A chunk of the PNG data has a wrong checksum.")
         if name == b"IHDR" and length >= 8:
-            _check_pixels(*struct.unpack(">II", data[position + 8 : position + 16]), max_pixels)
+            width, height = struct.unpack(">II", data[position + 8 : position + 16])
+            _check_pixels(width, height, max_pixels)
         if name == b"IEND":
             return
         position = end + 4
@@ -230,4 +231,3 @@ def _letterbox(image: Image.Image, spec: InputSpec, interpolation: Image.Resampl
     canvas = Image.new("RGB", (spec.width, spec.height), (red, green, blue))
     canvas.paste(image.resize(size, interpolation), ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
     return canvas
-

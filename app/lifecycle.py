@@ -12,7 +12,7 @@ class Lifecycle:
     Attributes
     ----------
     draining : set by SIGTERM; new requests are refused from then on.
-    in_flight : requests in progress.
+    in_flight : accepted requests in progress.
     buffered_bytes : bytes of request bodies held by them.
     """
 

@@ -1,7 +1,7 @@
 """The metrics of one service, in base units, in a registry of its own.
 
-Labels are route templates, model names that exist and kinds of problems from a fixed table, so that nothing a client sends
-can add a time series.
+Labels are route templates, model names that exist and kinds of problems from a fixed table, so that nothing a client
+sends can add a time series.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.errors import Problem
 from app.repository import Repository, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -66,6 +67,11 @@ class Metrics:
         gauge = Gauge("signet_queue_images", "Images admitted and not yet answered.", registry=self.registry)
         gauge.set_function(queued)
         self.registry.register(_ModelCollector(repository))
+
+    def refuse(self, problem: Problem) -> None:
+        """Count what was refused before it became a request."""
+        self.requests.labels("unmatched", "", str(problem.status)).inc()
+        self.rejected.labels(problem.slug).inc()
 
     def render(self) -> bytes:
         """The exposition text of all metrics."""

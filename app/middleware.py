@@ -1,7 +1,8 @@
 """Pure ASGI middleware around every route.
 
 `Observe` gives each request its id, its security headers, its line in the log and its place in the metrics, and turns
-what nothing else caught into a 500. `Guard` refuses requests while the service drains, and bodies that are too large or too slow.
+what nothing else caught into a 500. `Guard` refuses requests while the service drains, and bodies that are too large
+or too slow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
+TRUNCATED = "signet.truncated"
+"""Set in a request's scope by the server when the client stopped sending in the middle of the body."""
+
 LINGER_S = 1.0
 LINGER_BYTES = 64 << 20
 
@@ -70,7 +74,6 @@ class Observe:
                     headers["Connection"] = "close"
             await send(message)
 
-        self.lifecycle.in_flight += 1
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_headers)
@@ -79,7 +82,6 @@ class Observe:
                 raise
             await problems.internal(trace, error)(scope, receive, send_with_headers)
         finally:
-            self.lifecycle.in_flight -= 1
             self.metrics.in_flight.dec()
             self._record(scope, trace, status)
 
@@ -122,14 +124,18 @@ class Guard:
             await self.app(scope, receive, send)
             return
         upload = _Upload(scope, receive, send, self.settings, self.lifecycle)
+        if self.lifecycle.draining and scope["path"] not in ALWAYS_ANSWERED:
+            refusal = ServiceError(Problem.DRAINING, "The service is shutting down.", retry_after_s=1, close=True)
+            await problems.from_error(trace_of(scope), refusal)(scope, receive, upload.send)
+            return
+        self.lifecycle.in_flight += 1
         try:
-            if self.lifecycle.draining and scope["path"] not in ALWAYS_ANSWERED:
-                raise ServiceError(Problem.DRAINING, "The service is shutting down.", retry_after_s=1, close=True)
             upload.check_length()
             await self.app(scope, upload.receive, upload.send)
         except ServiceError as error:
             await problems.from_error(trace_of(scope), error)(scope, receive, upload.send)
         finally:
+            self.lifecycle.in_flight -= 1
             upload.release()
 
 
@@ -137,6 +143,7 @@ class _Upload:
     """The body of one request on its way in: counted, timed, and swept away where it was refused."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, lifecycle: Lifecycle) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._settings = settings
@@ -167,6 +174,8 @@ class _Upload:
         except TimeoutError:
             limit_s = self._settings.body_timeout_s
             raise ServiceError(Problem.TIMEOUT, f"The body did not arrive in {limit_s:g} s.", close=True) from None
+        if self._scope.get(TRUNCATED):
+            raise ServiceError(Problem.BAD_REQUEST, "The body is shorter than its declared length.", close=True)
         if message["type"] == "http.request":
             self._complete = not message.get("more_body", False)
             self._count(len(message.get("body", b"")))

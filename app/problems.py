@@ -24,7 +24,6 @@ _HTTP = {
     404: Problem.NOT_FOUND,
     405: Problem.METHOD_NOT_ALLOWED,
     413: Problem.BODY_TOO_LARGE,
-    415: Problem.UNSUPPORTED_MEDIA,
     422: Problem.INVALID_PARAMETER,
     503: Problem.NOT_READY,
 }

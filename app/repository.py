@@ -1,8 +1,8 @@
 """The models on disk: `<root>/<name>/<version>/model.safetensors`.
 
 Roots are searched in order; a name belongs to the first root that has it. Versions are whole numbers and the highest
-that loaded answers where a request names none. Whatever a root contains, nothing outside it is opened: a link that leads
-out is refused. A model that does not load is reported with its reason, and the others serve.
+that loaded answers where a request names none. Whatever a root contains, nothing outside it is opened: a link that
+leads out is refused. A model that does not load is reported with its reason, and the others serve.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ class ResNetConfig(BaseModel):
     def _sizes_halve_evenly(self) -> ResNetConfig:
         stride = 8 if self.stem == "cifar" else 32
         if self.input_size % stride:
-            raise ValueError(f"input_size is {self.input_size}, expected a multiple of {stride} for the {self.stem} stem")
+            raise ValueError(
+                f"input_size is {self.input_size}, expected a multiple of {stride} for the {self.stem} stem"
+            )
         return self
 
     @property
@@ -127,7 +129,9 @@ class ResNet(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions with one shortcut around both (`residual`) or one around each (`bireal`)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig
+    ) -> None:
         super().__init__()
         self.first = _conv_unit(in_channels, out_channels, 3, stride, output_size, config)
         self.second = _conv_unit(out_channels, out_channels, 3, 1, output_size, config)

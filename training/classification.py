@@ -1,5 +1,7 @@
 """Training and validation of a classifier, as Lightning's Trainer drives it."""
 
+# ruff: noqa: ARG002 - hooks have the parameters that Lightning passes
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from models.networks import build
@@ -25,8 +27,11 @@ class Classifier(LightningModule):
     `state_dict` (the network's names prefixed by `network.`) and `hyper_parameters` with `recipe`,
     `class_names`, `input` (an InputSpec) and `provenance`, from which the network is built again.
 
-    Logged metrics: `train_loss`, `train_top1`, `val_loss`, `val_top1`, `val_top5` (per cent), `learning_rate`.
+    Logged metrics: `train_loss` (also each step's), `train_top1`, `val_loss`, `val_top1`, `val_top5` (per cent), `learning_rate`.
     """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
 
     def __init__(
         self,
@@ -77,7 +82,8 @@ class Classifier(LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.training.label_smoothing)
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True)
+        self.log("train_loss_step", loss.detach())
         self.log("train_top1", top1, on_step=False, on_epoch=True)
         return loss
 

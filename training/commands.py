@@ -15,18 +15,19 @@ import typer
 
 from training.errors import TrainingError
 
-commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Train, measure and pack networks.")
-
-@commands.callback()
-def _commands() -> None:
-    """Train, measure and pack networks."""
-
+commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 USER_ERROR = 2
 SIGNAL_BASE = 128
+MODEL_FILE = "model.safetensors"
+
+
+@commands.callback()
+def _commands() -> None:
+    """Train, measure and pack networks."""
 
 
 def _user_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -37,7 +38,8 @@ def _user_errors(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"signet: {line}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
 
     return guarded
@@ -46,50 +48,139 @@ def _user_errors(command: Callable[P, T]) -> Callable[P, T]:
 Data = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="FOLDER", help="Where the data set lies. Else the recipe's data.root, else $SIGNET_DATA."
+        "--data", metavar="FOLDER", help="Where the data set lies; else data.root of the recipe, else $SIGNET_DATA."
     ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe (repeatable)."),
 ]
 
 
 @commands.command()
 @_user_errors
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see training/recipes/.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file such as those in training/recipes.")],
     data: Data = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="FILE|auto", help="Go on from a checkpoint; auto: from the output folder's last.ckpt."),
+        typer.Option(metavar="FILE|auto", help="Go on from a checkpoint; auto: the output folder's last one, if any."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For checkpoints and logs. [default: runs/<name>]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="For checkpoints and logs; default: runs/<name>."),
     ] = None,
 ) -> None:
-    """Train a network as a recipe says.
+    """Train a network from a recipe.
 
-    Writes `last.ckpt` after each epoch, `best.ckpt` (highest validation top-1), `metrics.csv` and TensorBoard
-    logs. Ctrl-C saves before it ends.
+    Writes last.ckpt after each epoch, best.ckpt (highest validation top-1), epochs.csv and TensorBoard logs.
+    Ctrl-C saves last.ckpt before it ends.
 
-    Examples:
+    Example: signet train training/recipes/cifar10_resnet18_cpu.yaml --data ~/data
 
-    `signet train training/recipes/cifar10_resnet18_cpu.yaml --data ~/data`
+    Example: signet train recipe.yaml --set training.epochs=2 --set model.latent.kind=plain -o runs/plain
 
-    `signet train recipe.yaml --set training.epochs=2 --set model.latent.kind=plain --output runs/plain`
-
-    `signet train recipe.yaml --resume auto`
+    Example: signet train recipe.yaml --resume auto
     """
     from training.recipe import load_recipe
     from training.train import train as run
 
-    outcome = run(load_recipe(recipe, set_ or ()), data_root=data, output=output, resume=resume)
+    outcome = run(load_recipe(recipe, settings or ()), data_root=data, output=output, resume=resume)
     if outcome.signal is not None:
-        print(f"stopped; saved {outcome.folder / 'last.ckpt'}. To go on, repeat the command with --resume auto")
+        print(f"stopped; saved {outcome.last}. To go on, repeat the command with --resume auto", file=sys.stderr)
         raise typer.Exit(SIGNAL_BASE + outcome.signal)
-    top1 = outcome.metrics.get("val_top1")
-    print(f"done: {outcome.folder / 'best.ckpt'}" + ("" if top1 is None else f" (last epoch top-1 {top1:.2f} %)"))
+    print(f"done: {outcome.best}, top-1 {outcome.best_top1:.2f} %" if outcome.best else f"done: {outcome.last}")
+
+
+@commands.command()
+@_user_errors
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint (.ckpt) or packed model (.safetensors).")],
+    data: Data = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Take the data set from here, not from the file's own recipe.")
+    ] = None,
+    settings: Settings = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on the first N images alone.")] = None,
+) -> None:
+    """Measure a checkpoint or a packed model on a data set.
+
+    Prints top-1 and top-5 over the validation images. A checkpoint runs in torch (float32), a packed model in the
+    xnor engine, on the very same pixels.
+
+    Example: signet evaluate runs/cifar10_resnet18_cpu/best.ckpt --data ~/data
+
+    Example: signet evaluate zoo/my-model/1/model.safetensors --data ~/data --limit 1000
+    """
+    from training.evaluate import evaluate as run
+    from training.recipe import load_recipe
+
+    if settings and recipe is None:
+        raise TrainingError("--set: overrides fields of --recipe, which is not given")
+    chosen = None if recipe is None else load_recipe(recipe, settings or ()).data
+    print(f"{file}: {run(file, data_root=data, data=chosen, limit=limit)}")
+
+
+@commands.command()
+@_user_errors
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="What signet train wrote (.ckpt).")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="A .safetensors file, or a model repository; default: model.safetensors beside the checkpoint.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model's name in the repository; default: the recipe's.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Its version there; default: one above the highest.")
+    ] = None,
+) -> None:
+    """Pack a trained network to one bit a weight.
+
+    Into a model repository it is written as <folder>/<name>/<version>/model.safetensors, which signet serve finds.
+
+    Example: signet pack runs/cifar10_resnet18_cpu/best.ckpt -o zoo --name cifar10
+
+    Example: signet pack best.ckpt -o model.safetensors
+    """
+    from models.packing.file import PackedFileError
+    from models.packing.pack import PackingError, pack_checkpoint
+
+    target = _pack_target(checkpoint, output, name, version)
+    try:
+        packed = pack_checkpoint(checkpoint, target)
+    except (PackingError, PackedFileError) as error:
+        raise TrainingError(str(error)) from error
+    except OSError as error:
+        raise TrainingError(f"{target}: cannot be written: {error.strerror or error}") from error
+    sizes = packed.header.sizes
+    print(
+        f"{target}: {sizes.packed_bytes / 1e6:.2f} MB, in float32 {sizes.float32_bytes / 1e6:.2f} MB "
+        f"({sizes.float32_bytes / max(sizes.packed_bytes, 1):.1f} times as much)"
+    )
+
+
+def _pack_target(checkpoint: Path, output: Path | None, name: str | None, version: int | None) -> Path:
+    """The file to write; see `pack`."""
+    if output is None or output.suffix == ".safetensors":
+        if name is not None or version is not None:
+            raise TrainingError("--name, --version: belong to a model repository; give its folder as --output")
+        return output or checkpoint.parent / MODEL_FILE
+    if name is None:
+        from training.train import load_checkpoint
+
+        name = str(load_checkpoint(checkpoint)["hyper_parameters"]["recipe"]["name"])
+    if version is None:
+        taken = [int(path.name) for path in (output / name).glob("*") if path.name.isdigit()]
+        version = max(taken, default=0) + 1
+    return output / name / str(version) / MODEL_FILE
 
 
 def main() -> None:

@@ -20,10 +20,7 @@ def parameter_groups(network: nn.Module, training: Training) -> list[dict[str, A
     A parameter that has only one dimension greater than 1 is a vector.
     """
     latent = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, Latent)
-        for parameter in module.parameters()
+        id(parameter) for module in network.modules() if isinstance(module, Latent) for parameter in module.parameters()
     }
     weights, vectors, latents = [], [], []
     for parameter in network.parameters():

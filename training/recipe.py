@@ -235,7 +235,7 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _map
 
 def _parse(source: str, text: str) -> Any:
     try:
-        return yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
@@ -279,16 +279,16 @@ def _explain(mistake: dict[str, Any], source: str, overrides: Sequence[str]) -> 
         return f"{source}: {field}.{_unquoted(mistake['ctx']['discriminator'])}: is missing"
     if kind == "union_tag_invalid":
         field = f"{field}.{_unquoted(mistake['ctx']['discriminator'])}"
-        found, expected = mistake["ctx"]["tag"], _unquoted(mistake["ctx"]["expected_tags"])
-        return f"{source}: {field}: is {_show(found)}, expected one of {expected}{_close(found, expected.split(', '))}"
+        found, tags = mistake["ctx"]["tag"], _unquoted(mistake["ctx"]["expected_tags"])
+        return f"{source}: {field}: is {_show(found)}, expected one of {tags}{_close(found, tags.split(', '))}"
     if kind == "value_error":
         return f"{source}: {field}.{message.removeprefix('Value error, ')}"
     expected = message.removeprefix("Input should be ").removeprefix("Value should be ")
-    close = ""
+    hint = ""
     if kind == "literal_error":
-        choices = mistake["ctx"]["expected"].replace(" or ", ", ").split(", ")
-        close = _close(mistake["input"], [choice.strip("'") for choice in choices])
-    return f"{source}: {field}: is {_show(mistake['input'])}, expected {expected}{close}"
+        choices = _unquoted(mistake["ctx"]["expected"]).replace(" or ", ", ")
+        hint = _close(mistake["input"], choices.split(", "))
+    return f"{source}: {field}: is {_show(mistake['input'])}, expected {expected}{hint}"
 
 
 def _close(found: Any, choices: Sequence[str]) -> str:

@@ -13,15 +13,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from training.callbacks import LAST, Checkpoints, Interrupted, Reporter
+from training.checkpoints import BEST, LAST, Checkpoints, Interrupted
 from training.classification import Classifier
 from training.data import catalog
 from training.data.dataset import Dataset
 from training.data.module import ClassificationData
 from training.errors import TrainingError
 from training.recipe import Recipe
+from training.reporting import Reporter
 
 METRIC = "val_top1"
 AUTO = "auto"
@@ -33,12 +34,15 @@ class Outcome:
 
     Attributes
     ----------
-    folder : where its checkpoints and logs lie.
+    last : the checkpoint of the end.
+    best : the checkpoint of the highest validation top-1, `best_top1` per cent; None if nothing was validated.
     metrics : the last value of each logged metric.
     signal : number of the signal that ended the run early; None if it ran to its end.
     """
 
-    folder: Path
+    last: Path
+    best: Path | None
+    best_top1: float | None
     metrics: dict[str, float]
     signal: int | None = None
 
@@ -70,12 +74,17 @@ def train(
         recipe.plain(), dataset.class_names, dataset.input.model_dump(mode="json"), _provenance(dataset)
     )
     checkpoints = Checkpoints(folder, METRIC)
-    trainer = make_trainer(recipe, folder, [checkpoints, Reporter(_batch_images(recipe))])
+    trainer = make_trainer(
+        recipe, folder, [checkpoints, Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)]
+    )
+    number = None
     try:
         trainer.fit(module, ClassificationData(dataset, recipe), ckpt_path=checkpoint, weights_only=True)
     except Interrupted as interruption:
-        return Outcome(folder, _metrics(trainer), interruption.signal)
-    return Outcome(folder, _metrics(trainer))
+        number = interruption.signal
+    best = None if checkpoints.best is None else folder / BEST
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return Outcome(folder / LAST, best, checkpoints.best, metrics, number)
 
 
 def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -97,7 +106,7 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         check_val_every_n_epoch=training.validate_every,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
-        logger=[CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="", version="tensorboard")],
+        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -188,16 +197,12 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _batch_images(recipe: Recipe) -> int:
-    return recipe.training.batch_size // recipe.training.accumulate
-
-
-def _metrics(trainer: pl.Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
 def _quieten() -> None:
     """Silence Lightning's notes about choices that are made here on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*isinstance.treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*isinstance.treespec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import ceil, prod
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,9 +79,9 @@ class MatrixLatent(Latent):
         full = min(rows, columns)
         r = matrix_rank(full, rank)
         if init == "random":
-            spread = (matrix.std(correction=0) / r**0.5).sqrt()
-            u, v = torch.randn(rows, r).to(matrix) * spread, torch.randn(columns, r).to(matrix) * spread
-            s = matrix.new_ones(r)
+            u, v = torch.randn(rows, r).to(matrix), torch.randn(columns, r).to(matrix)
+            gain = (_spread(matrix) / _spread(u @ v.T)).sqrt()
+            u, v, s = u * gain, v * gain, matrix.new_ones(r)
         else:
             u, s, v = _svd(matrix, min(r, full))
             surplus = r - u.shape[1]
@@ -96,7 +97,7 @@ class MatrixLatent(Latent):
         return len(self.s)
 
     def to_tensor(self) -> Tensor:
-        with torch.autocast(self.u.device.type, enabled=False):
+        with _full_precision(self.u):
             return ((self.u * self.s) @ self.v.T).reshape(self.shape)
 
     def extra_repr(self) -> str:
@@ -121,8 +122,9 @@ class TuckerLatent(Latent):
         weight = weight.detach()
         ranks = tucker_ranks(self.shape, rank, self.channel_modes)
         if init == "random":
-            core = torch.randn(ranks).to(weight) * weight.std(correction=0)
+            core = torch.randn(ranks).to(weight)
             factors = [torch.randn(n, r).to(weight) / r**0.5 for n, r in zip(self.shape, ranks, strict=True)]
+            core *= _spread(weight) / _spread(_multi_mode_product(core, factors))
         else:
             core, factors = _hosvd(weight, ranks)
         # Kept unfolded along the first mode: a 4- or 5-mode parameter would be taken for images by
@@ -136,7 +138,7 @@ class TuckerLatent(Latent):
         return self.core.reshape(self.rank)
 
     def to_tensor(self) -> Tensor:
-        with torch.autocast(self.core.device.type, enabled=False):
+        with _full_precision(self.core):
             return _multi_mode_product(self.core_tensor(), list(self.factors))
 
     def extra_repr(self) -> str:
@@ -204,7 +206,7 @@ def matrix_rank(full: int, rank: Rank) -> int:
     """The rank r of a matrix whose full rank is `full`. Raises ValueError for what makes no sense."""
     if rank == "full":
         return full
-    if isinstance(rank, float) and 0 < rank:
+    if isinstance(rank, float) and rank > 0:
         return max(1, ceil(rank * full))
     if isinstance(rank, int) and rank >= 1:
         return rank
@@ -217,12 +219,27 @@ def tucker_ranks(shape: Sequence[int], rank: Rank, channel_modes: Sequence[int])
         return tuple(shape)
     if isinstance(rank, float) and 0 < rank <= 1:
         return tuple(max(1, ceil(rank * n)) if mode in channel_modes else n for mode, n in enumerate(shape))
-    if isinstance(rank, tuple) and len(rank) == len(shape) and all(1 <= r <= n for r, n in zip(rank, shape, strict=True)):
+    if (
+        isinstance(rank, tuple)
+        and len(rank) == len(shape)
+        and all(1 <= r <= n for r, n in zip(rank, shape, strict=True))
+    ):
         return rank
     raise ValueError(
         f"rank of a Tucker latent of shape {tuple(shape)} is {rank!r}, expected 'full', a fraction in (0, 1], "
         f"or one rank a mode within the shape"
     )
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """Root mean square: the standard deviation of weights, whose mean is 0 (and of a single one)."""
+    return tensor.square().mean().sqrt()
+
+
+def _full_precision(parameter: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the parameter's device."""
+    device = parameter.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,7 +268,7 @@ def _hosvd(weight: Tensor, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
 
 
 def _like(array: np.ndarray[tuple[int, ...], np.dtype[np.float64]], reference: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(reference)
+    return torch.from_numpy(array.copy()).to(reference)
 
 
 def _multi_mode_product(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -265,8 +282,3 @@ def _multi_mode_product(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
         value = torch.tensordot(value, factors[mode], dims=([0], [1]))
     back = [order.index(mode) for mode in range(core.ndim)]
     return value.permute(back).contiguous()
-
-
-def latent_bytes(latent: Latent) -> int:
-    """Bytes of the trained parameters, for tables."""
-    return sum(prod(p.shape) * p.element_size() for p in latent.parameters())

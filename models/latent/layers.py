@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from models.latent.decomposition import Latent, PlainLatent
 from models.latent.scale import OutputScale, ScaleKind

@@ -54,7 +54,7 @@ def ste_sign(z: Tensor, kind: SteKind = "clip", temperature: float = 1.0) -> Ten
 
     `temperature` is t of the `annealed` kind; the others ignore it.
     """
-    result: Tensor = _SteSign.apply(z, kind, temperature)
+    result: Tensor = _SteSign.apply(z, kind, temperature)  # type: ignore[no-untyped-call]
     return result
 
 

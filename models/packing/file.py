@@ -93,7 +93,7 @@ class PackedHeader(Strict):
     graph: Graph
     labels: Annotated[list[str], Field(max_length=100_000)] | None = None
     keypoints: Keypoints | None = None
-    provenance: dict[str, JsonValue] = {}
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
     sizes: Sizes
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ the op implies, and no dimension or total is beyond the limits below.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -76,7 +77,7 @@ Dilation = tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, 
 class Strict(BaseModel):
     """A part of the file: unknown fields are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def words(channels: int) -> int:
@@ -139,16 +140,16 @@ class Op(Strict):
     output: Name
     source: str = ""
 
+    @abstractmethod
     def reads(self) -> tuple[str, ...]:
         """Names of the values it reads."""
-        raise TypeError(f"{type(self).__name__} does not say what it reads")
 
+    @abstractmethod
     def infer(self, ctx: Context) -> Value:
         """The value it writes; raises GraphError where something does not fit."""
-        raise TypeError(f"{type(self).__name__} does not say what it writes")
 
-    def macs(self, ctx_values: Mapping[str, Value]) -> int:
-        """Multiply-accumulates for one image (binary or real, as the op is)."""
+    def macs(self, values: Mapping[str, Value]) -> int:  # noqa: ARG002 - most ops have none
+        """Multiply-accumulates for one image (binary or real, as the op is), given every value's shape."""
         return 0
 
 
@@ -185,8 +186,8 @@ class _Conv(Unary):
             raise ctx.fail(f"kernel: {self.kernel} does not fit into {x}")
         return Value("float", sides[0], sides[1], self.out_channels)
 
-    def macs(self, ctx_values: Mapping[str, Value]) -> int:
-        out, x = ctx_values[self.output], ctx_values[self.input]
+    def macs(self, values: Mapping[str, Value]) -> int:
+        out, x = values[self.output], values[self.input]
         return out.elements * prod(self.kernel) * (x.channels // self.groups)
 
 

@@ -45,13 +45,14 @@ def trace(network: nn.Module, outputs: tuple[str, ...] = ("logits",)) -> Traced:
 
     `outputs` names what the network returns, in order. Raises PackingError naming the module that does not fit.
     """
-    was_training = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with torch.no_grad():
             return _Lowering(network, outputs).run()
     finally:
-        network.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class _Tracer(fx.Tracer):
@@ -102,7 +103,10 @@ class _Lowering:
         if not isinstance(self._module_of(node), nn.BatchNorm2d | nn.BatchNorm1d):
             return
         source = node.all_input_nodes[0]
-        if isinstance(self._module_of(source), nn.Conv2d | BinaryConv2d | nn.Linear | BinaryLinear) and len(source.users) == 1:
+        if (
+            isinstance(self._module_of(source), nn.Conv2d | BinaryConv2d | nn.Linear | BinaryLinear)
+            and len(source.users) == 1
+        ):
             self.folded[source] = node
             return
         for user in node.users:
@@ -314,10 +318,13 @@ class _Lowering:
 
     def _prelu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
         if isinstance(module, RPReLU):
-            fields = {name: self._store(f"{source}.{name}", getattr(module, name)) for name in ("slope", "shift_in", "shift_out")}
+            fields = {
+                name: self._store(f"{source}.{name}", getattr(module, name))
+                for name in ("slope", "shift_in", "shift_out")
+            }
         else:
             assert isinstance(module, nn.PReLU)
-            slope = module.weight
+            slope: Tensor = module.weight
             if slope.numel() == 1:
                 slope = slope.expand(self._channels(node.all_input_nodes[0]))
             fields = {"slope": self._store(f"{source}.slope", slope)}
@@ -389,7 +396,9 @@ class _Lowering:
         returned = node.args[0]
         values = list(returned) if isinstance(returned, list | tuple) else [returned]
         if len(values) != len(self.output_names):
-            raise PackingError(f"output: the network returns {len(values)} values, expected {', '.join(self.output_names)}")
+            raise PackingError(
+                f"output: the network returns {len(values)} values, expected {', '.join(self.output_names)}"
+            )
         for name, value in zip(self.output_names, values, strict=True):
             self.result.outputs[name] = self._read(value)
 
@@ -423,9 +432,7 @@ def _batch_norm_judge(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> Callable[[Tensor
     return judge
 
 
-def sign_thresholds(
-    judge: Callable[[Tensor], Tensor], channels: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def sign_thresholds(judge: Callable[[Tensor], Tensor], channels: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Where `judge`, a monotone function a channel, changes sign: thresholds and flips, both [channels].
 
     The bit `judge(x) >= 0` equals `x >= threshold` where flip is 0 and `x <= threshold` where it is 1, for

@@ -42,9 +42,7 @@ def read(root: Path, config: ImageFolderData) -> Dataset:
     size = config.image_size
     short_side = size if config.in_memory else round(size * SHORT_SIDE_SHARE)
     train, validation, names = _splits(root, config)
-    spec = InputSpec(
-        height=size, width=size, mean=MEAN, std=STD, resize=Resize(mode="crop", short_side_px=short_side)
-    )
+    spec = InputSpec(height=size, width=size, mean=MEAN, std=STD, resize=Resize(mode="crop", short_side_px=short_side))
     splits = [_load(listing, size, short_side, config.in_memory) for listing in (train, validation)]
     return Dataset(root.resolve().name, splits[0], splits[1], names, spec)
 
@@ -70,7 +68,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
-        raise TrainingError(f"{folder}: expected a sub-folder of pictures for each of two or more classes, found {found}")
+        raise TrainingError(f"{folder}: expected two or more sub-folders of pictures, one a class, found {found}")
     return names
 
 

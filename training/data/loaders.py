@@ -161,7 +161,7 @@ class FileLoader(Loader):
         dataset: Any = _Pictures(files, side, short_side, augment)
         self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
             dataset,
-            batch_sampler=self._keys,  # type: ignore[arg-type]  # its keys are tuples, not int
+            batch_sampler=self._keys,
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
@@ -170,8 +170,7 @@ class FileLoader(Loader):
     def _batches(self, start: int) -> Iterator[Batch]:
         self._keys.start = start
         try:
-            for images, labels in self._loader:
-                yield images, labels
+            yield from self._loader
         except TrainingError:
             raise
         except Exception as error:

@@ -85,7 +85,10 @@ int64_t ceiling(int64_t rounds) {
     Words::Vector sums[Words::kPixels][Words::kVectors];
     Words::Vector w[Words::kVectors];
     const uint64_t seed[8] = {1, 2, 3, 4, 5, 6, 7, 8};
-    for (int v = 0; v < Words::kVectors; ++v) w[v] = Words::load(seed);
+    for (auto& weight : w) {
+        weight = Words::load(seed);
+        Words::keep(weight);
+    }
     for (auto& row : sums)
         for (auto& sum : row) sum = Words::zero();
     Words::Vector x = Words::broadcast(seed);

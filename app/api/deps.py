@@ -1,0 +1,93 @@
+"""What routes ask for, as annotated dependencies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from app.api.schemas import ClassifyParameters
+from app.bodies import Upload, inflate, parse
+from app.errors import Problem, ServiceError
+from app.lifecycle import Lifecycle
+from app.service import Service
+from app.settings import Settings
+from app.trace import Trace, trace_of
+
+T = TypeVar("T")
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _lifecycle(request: Request) -> Lifecycle:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    return lifecycle
+
+
+def _trace(request: Request) -> Trace:
+    return trace_of(request.scope)
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+ServiceDep = Annotated[Service, Depends(_service)]
+LifecycleDep = Annotated[Lifecycle, Depends(_lifecycle)]
+TraceDep = Annotated[Trace, Depends(_trace)]
+
+
+async def _upload(request: Request, settings: SettingsDep) -> Upload:
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:
+        raise ServiceError(Problem.CLIENT_GONE, "The client closed the connection within the body.") from error
+    body = inflate(body, request.headers.get("content-encoding", ""), settings.max_body_bytes)
+    return parse(body, request.headers.get("content-type", ""))
+
+
+UploadDep = Annotated[Upload, Depends(_upload)]
+
+
+def _classify_parameters(
+    request: Request, query: Annotated[ClassifyParameters, Query()], upload: UploadDep
+) -> ClassifyParameters:
+    """The query's parameters, and for those that it lacks the parts of the form."""
+    names = ClassifyParameters.model_fields.keys() - request.query_params.keys()
+    parts = {name: value for name, value in upload.fields.items() if name in names}
+    if not parts:
+        return query
+    try:
+        return ClassifyParameters.model_validate({**query.model_dump(exclude_unset=True), **parts})
+    except ValidationError as error:
+        raise RequestValidationError([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]) from error
+
+
+ClassifyParametersDep = Annotated[ClassifyParameters, Depends(_classify_parameters)]
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it when the client goes away: an answer nobody waits for is not computed.
+
+    To be called when the body has been read; the next thing to be received is then the disconnect.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ServiceError(Problem.CLIENT_GONE, "The client closed the connection before its answer was there.")
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()

@@ -1,0 +1,50 @@
+"""Health, metrics and the index: what those who run the service look at."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app import metrics
+from app.api.deps import LifecycleDep, ServiceDep, SettingsDep
+from app.api.documentation import problems
+from app.api.schemas import Health, Index
+from app.errors import Problem, ServiceError
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def live() -> Health:
+    """200 for as long as the process answers at all."""
+    return Health(status="live")
+
+
+@router.get("/readyz", summary="Can requests be answered?", responses=problems(Problem.NOT_READY))
+async def ready(service: ServiceDep, lifecycle: LifecycleDep) -> Health:
+    """200 once the default model is loaded and warm, 503 before that and while the service shuts down."""
+    if lifecycle.draining:
+        raise ServiceError(Problem.DRAINING, "The service is shutting down.", retry_after_s=1)
+    if not service.repository.ready:
+        raise ServiceError(Problem.NOT_READY, "The default model is not loaded.", retry_after_s=1)
+    return Health(status="ready")
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def scrape(service: ServiceDep) -> Response:
+    """Counters, histograms and gauges in Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/", summary="What is where")
+async def index(service: ServiceDep, settings: SettingsDep) -> Index:
+    """The routes of this service and the models that it serves."""
+    links = {
+        "classify": "/v1/classify",
+        "models": "/v1/models",
+        "live": "/livez",
+        "ready": "/readyz",
+        "metrics": "/metrics",
+        **({"docs": "/docs", "openapi": "/openapi.json"} if settings.docs else {}),
+    }
+    names = service.repository.names
+    return Index(name="signet", version=metrics.program_version(), models=names, links=links)

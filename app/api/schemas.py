@@ -1,0 +1,192 @@
+"""The typed answers of the HTTP API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.repository import State
+from app.service import MAX_TOP_K
+from models.packing.file import InputSpec
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class ImageSize(Answer):
+    """The picture's size in pixels, upright: after its EXIF orientation was applied."""
+
+    width: int
+    height: int
+
+
+class PredictionOut(Answer):
+    """One class of the answer."""
+
+    label: str
+    index: int
+    """Position of the class among the network's outputs."""
+    score: float
+    """Softmax score over all classes, 0 to 1."""
+
+
+class TimingMs(Answer):
+    """Milliseconds by stage; `total` runs from the request's headers to the answer, reading the body included."""
+
+    decode: float
+    preprocess: float
+    queue: float
+    infer: float
+    postprocess: float
+    total: float
+
+
+class ClassifyAnswer(Answer):
+    """Classes of one picture, best first."""
+
+    model: str
+    version: str
+    image: ImageSize
+    predictions: list[PredictionOut]
+    timing_ms: TimingMs
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "cifar10-resnet18",
+                    "version": "1",
+                    "image": {"width": 500, "height": 375},
+                    "predictions": [
+                        {"label": "dog", "index": 5, "score": 0.94},
+                        {"label": "cat", "index": 3, "score": 0.04},
+                    ],
+                    "timing_ms": {
+                        "decode": 1.1,
+                        "preprocess": 0.1,
+                        "queue": 0.2,
+                        "infer": 0.9,
+                        "postprocess": 0.1,
+                        "total": 2.9,
+                    },
+                }
+            ]
+        }
+    )
+
+
+class ClassifyParameters(Answer):
+    """What a classify request may ask for: in the query, or as parts beside the picture."""
+
+    model: str | None = None
+    """Name of the model; without it the default model answers."""
+    version: str | None = None
+    """Version of the model; without it the latest answers."""
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
+    """Number of classes in the answer; a model with fewer gives all it has."""
+
+
+class SizesOut(Answer):
+    """Bytes of the weights."""
+
+    packed_bytes: int
+    """As stored and mapped: binary weights at one bit each."""
+    float32_bytes: int
+    """As the same network in float32."""
+    ratio: float
+    """float32 over packed."""
+    file_bytes: int
+    """The whole packed file."""
+    resident_bytes: int
+    """Weights as the engine holds them in memory."""
+    arena_bytes: int
+    """Working memory of one run."""
+
+
+class MacsOut(Answer):
+    """Multiply-accumulates for one image."""
+
+    binary: int
+    real: int
+
+
+class VersionOut(Answer):
+    """One version of a model."""
+
+    version: str
+    state: State
+    error: str | None = None
+
+
+class ModelSummary(Answer):
+    """A model in the list."""
+
+    name: str
+    version: str
+    """The version that answers by default."""
+    state: State
+    task: Literal["classification", "pose"] | None
+    versions: list[VersionOut]
+
+
+class ModelList(Answer):
+    """All models of the service."""
+
+    models: list[ModelSummary]
+    default: str | None
+    """The model that answers where a request names none."""
+
+
+class ModelCard(ModelSummary):
+    """Everything about one model; the fields below `versions` are null while it has not loaded."""
+
+    architecture: str | None = None
+    input: InputSpec | None = None
+    labels: list[str] | None = None
+    sizes: SizesOut | None = None
+    macs: MacsOut | None = None
+    provenance: dict[str, JsonValue] | None = None
+    """Recipe, data set, seed and measured accuracy, as the packer recorded them."""
+
+
+class Health(Answer):
+    """Answer of the health routes."""
+
+    status: Literal["live", "ready"]
+
+
+class Index(Answer):
+    """What is where."""
+
+    name: str
+    version: str
+    models: list[str]
+    links: dict[str, str]
+
+
+class FieldError(Answer):
+    """A parameter that is not valid."""
+
+    field: str
+    message: str
+
+
+class ProblemAnswer(Answer):
+    """An error, as RFC 9457 problem+json."""
+
+    type: str
+    """A URN that names the kind of problem."""
+    title: str
+    status: int
+    detail: str
+    """What happened this time."""
+    request_id: str
+    """Finds the request in the service's log; also the X-Request-ID header."""
+    error: str
+    """The same as `detail`."""
+    errors: list[FieldError] | None = None
+    """The parameters that are not valid, for a 422 of that kind."""

@@ -1,0 +1,89 @@
+"""The application: settings in, ASGI app out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+
+from app import problems
+from app.api.documentation import add_problem_schema
+from app.api.routes import classify, models, operations
+from app.cpus import available_cpus
+from app.engine import loader
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics, program_version
+from app.middleware import Guard, Observe
+from app.repository import Repository
+from app.scheduler import Scheduler
+from app.service import Service
+from app.settings import Settings
+
+SWAGGER_CSP = (
+    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
+    "https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Put a service together. Its models are loaded when the server starts it, before the first request."""
+    settings = settings or Settings()
+    metrics, lifecycle, cpus = Metrics(), Lifecycle(), available_cpus()
+    repository = Repository(settings.models, loader(settings.threads), settings.default_model)
+    scheduler = Scheduler(
+        capacity=settings.max_queue_images,
+        deadline_s=settings.queue_deadline_ms / 1000,
+        decode_threads=settings.decode_threads or cpus,
+        workers=settings.workers or cpus,
+    )
+    metrics.watch(repository, lambda: scheduler.admitted)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(repository.load_all)
+        yield
+        scheduler.close()
+
+    app = FastAPI(
+        title="Signet",
+        version=program_version(),
+        description="Binary neural networks, packed to one bit a weight, served on CPUs.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redirect_slashes=False,
+    )
+    app.state.settings, app.state.lifecycle = settings, lifecycle
+    app.state.service = Service(repository, scheduler, metrics, max_pixels=settings.max_pixels)
+    for exception in problems.HANDLED:
+        app.add_exception_handler(exception, problems.handle)
+    # The last one added is the outermost.
+    app.add_middleware(Guard, settings=settings, lifecycle=lifecycle)
+    app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
+    for router in (operations.router, classify.router, models.router):
+        app.include_router(router)
+    if settings.docs:
+        _add_docs(app)
+    return app
+
+
+def _add_docs(app: FastAPI) -> None:
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return app.openapi_schema or add_problem_schema(generate())
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        page = get_swagger_ui_html(openapi_url="/openapi.json", title="Signet")
+        page.headers["Content-Security-Policy"] = SWAGGER_CSP
+        return page

@@ -1,0 +1,179 @@
+"""The web server around the application: limits on what uvicorn leaves unlimited, and an orderly end.
+
+SIGTERM or SIGINT: the service drains (new requests get 503 and `Connection: close`, accepted ones are answered), then
+the sockets close and the process exits with 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+import uuid
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app import logs, problems
+from app.errors import Problem, ServiceError
+from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.metrics import Metrics
+from app.middleware import SECURITY_HEADERS, TRUNCATED
+from app.settings import Settings
+
+logger = logging.getLogger("signet.server")
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with a limit on the size and the time of a request's head, and problems as problem+json.
+
+    It needs `settings` and `service` on the application's state. What it refuses never becomes a request there.
+    """
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        state = config.app.state  # type: ignore[union-attr]
+        self._settings: Settings = state.settings
+        self._metrics: Metrics = state.service.metrics
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._refusal: ServiceError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected; the head of its first request has to follow in time."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. In the middle of a body that is a mistake which it can still be told."""
+        cycle = self.cycle
+        if cycle is None or not cycle.more_body or cycle.response_started:
+            return False
+        cycle.scope[TRUNCATED] = True  # type: ignore[literal-required]
+        cycle.message_event.set()
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request; as long as its head is incomplete, they count against its limit."""
+        super().data_received(data)
+        if self._head_timer is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > self._settings.max_header_bytes:
+                self._refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The whole head is there."""
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._settings.max_header_bytes:
+            self._refusal = self._too_large()
+            raise self._refusal  # the parser stops, and send_400_response answers
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser did not take."""
+        self._refuse(self._refusal or ServiceError(Problem.BAD_REQUEST, msg))
+
+    def _too_large(self) -> ServiceError:
+        limit = self._settings.max_header_bytes
+        return ServiceError(Problem.HEADERS_TOO_LARGE, f"The request line and headers have more than {limit} bytes.")
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self._settings.header_timeout_s, self._head_is_late)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        limit_s = self._settings.header_timeout_s
+        self._refuse(ServiceError(Problem.TIMEOUT, f"The headers did not arrive in {limit_s:g} s."))
+
+    def _refuse(self, error: ServiceError) -> None:
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        request_id = uuid.uuid4().hex
+        content = problems.body(error.problem, error.detail, request_id)
+        headers = {
+            "content-type": problems.MEDIA_TYPE,
+            "content-length": str(len(content)),
+            "connection": "close",
+            "x-request-id": request_id,
+            **SECURITY_HEADERS,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(STATUS_LINE[error.problem.status] + head.encode() + b"\r\n" + content)
+        self.transport.close()
+        self._metrics.refuse(error.problem)
+        logger.info(
+            "refused",
+            extra={"request_id": request_id, "status": error.problem.status, "problem": error.problem.slug},
+        )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains before it stops."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._drain_begun = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain; a second signal stops at once. The exit status stays 0: nothing went wrong."""
+        if self._lifecycle.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._drain_begun = time.monotonic()
+        self._lifecycle.draining = True
+        logger.info("draining", extra={"signal": signal.Signals(sig).name, "in_flight": self._lifecycle.in_flight})
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; True ends the server."""
+        if self._lifecycle.draining:
+            spent_s = time.monotonic() - self._drain_begun
+            idle = self._lifecycle.in_flight == 0 and spent_s >= self._settings.drain_delay_s
+            self.should_exit = self.should_exit or idle or spent_s >= self._settings.drain_timeout_s
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal ends it; returns the process's exit status."""
+    logs.configure(settings.log_level)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
+    server = Server(config, settings, app.state.lifecycle)
+    server.run()
+    return 0 if server.started else 1

@@ -1,0 +1,110 @@
+"""A trained network, or a checkpoint of one, becomes a packed file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from torch import nn
+
+from models.networks import NetworkConfig, restore
+from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
+from models.packing.graph import Graph
+from models.packing.summary import totals
+from models.packing.trace import PackingError, trace
+
+__all__ = ["PackingError", "pack_checkpoint", "pack_network"]
+
+OUTPUTS = {"classification": ("logits",), "pose": ("heatmaps",)}
+
+
+def pack_network(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    architecture: str,
+    input_spec: InputSpec,
+    task: Literal["classification", "pose"] = "classification",
+    labels: Sequence[str] | None = None,
+    keypoints: Keypoints | None = None,
+    provenance: Mapping[str, JsonValue] | None = None,
+) -> PackedFile:
+    """Trace `network` and write it as one packed file.
+
+    Parameters
+    ----------
+    network : normalised images [N, 3, H, W] -> logits [N, labels] or heatmaps [N, keypoints, h, w].
+    path : the file to write.
+    architecture : its name in tables.
+    input_spec : input size, mean, std and resize rule.
+    labels, keypoints : what the outputs mean; the one that `task` needs.
+    provenance : free-form JSON kept in the file.
+
+    Raises PackingError naming the module that the format cannot represent.
+    """
+    traced = trace(network, OUTPUTS[task])
+    header = PackedHeader(
+        architecture=architecture,
+        task=task,
+        input=input_spec,
+        graph=Graph(ops=traced.ops, outputs=traced.outputs),
+        labels=None if labels is None else list(labels),
+        keypoints=keypoints,
+        provenance=dict(provenance or {}),
+        sizes=Sizes(packed_bytes=0, float32_bytes=0),
+    )
+    # The sizes are read off the finished file's own table, then the file is written again with them.
+    sums = totals(write(path, header, traced.tensors))
+    sizes = Sizes(packed_bytes=sums.packed_bytes, float32_bytes=sums.float32_bytes)
+    return write(path, header.model_copy(update={"sizes": sizes}), traced.tensors)
+
+
+def pack_checkpoint(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> PackedFile:
+    """Pack the network of a checkpoint that `signet train` wrote.
+
+    The checkpoint is read without running code from it. Raises PackingError naming the file and what is wrong.
+    """
+    checkpoint = Path(checkpoint)
+    content = _load(checkpoint)
+    try:
+        parameters = content["hyper_parameters"]
+        recipe = parameters["recipe"]
+        config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(recipe["model"])
+        input_spec = InputSpec.model_validate(parameters["input"])
+        labels = [str(name) for name in parameters["class_names"]]
+        state = {
+            name.removeprefix("network."): tensor
+            for name, tensor in content["state_dict"].items()
+            if name.startswith("network.")
+        }
+        network = restore(config, state)
+    except (KeyError, TypeError, ValidationError, RuntimeError) as error:
+        raise PackingError(f"{checkpoint}: is not a checkpoint of this program ({error})") from error
+    provenance: dict[str, JsonValue] = {
+        **parameters.get("provenance", {}),
+        "recipe": recipe,
+        "seed": recipe.get("seed"),
+        "epochs": int(content.get("epoch", -1)) + 1,
+        "steps": int(content.get("global_step", 0)),
+        "metrics": {name: round(value, 4) for name, value in content.get("metrics", {}).items()},
+    }
+    return pack_network(
+        network, path, architecture=config.name, input_spec=input_spec, labels=labels, provenance=provenance
+    )
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PackingError(f"{checkpoint}: does not exist") from error
+    except Exception as error:  # torch raises whatever its unpickler met
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PackingError(f"{checkpoint}: cannot be read as a checkpoint ({first_line})") from error
+    if not isinstance(content, dict):
+        raise PackingError(f"{checkpoint}: holds a {type(content).__name__}, expected a checkpoint")
+    return content

@@ -1,0 +1,403 @@
+"""From a graph of ops to the steps that the engine runs, and the arena they share.
+
+A step is one producer (a convolution, a pool, or just reading a value) and the chain of elementwise ops
+that follow it, ended by stores and thresholds: the chain runs on registers, so batch norms, activations,
+residuals and signs are never passes of their own, and a value that only thresholds read is never stored.
+Values that are stored get their place in one arena by when they are alive.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.packing.file import PackedFile, PackedFileError
+from models.packing.graph import (
+    Add,
+    Affine,
+    AvgPool2d,
+    BinaryConv2d,
+    Concat,
+    Conv2d,
+    GlobalAvgPool,
+    Graph,
+    MaxPool2d,
+    Op,
+    Prelu,
+    Threshold,
+    Upsample,
+    Value,
+    words,
+)
+from models.xnor import _engine
+from models.xnor.errors import EngineError
+
+ALIGN_BYTES = 64
+LANES = 16
+MAX_ARENA_BYTES = 8 << 30
+MAX_ACCUMULATOR = 1 << 24
+"""Sums of +-1 products stay below this, so that float32 holds each exactly."""
+
+Arrays = Callable[[str], NDArray[np.float32]]
+Buffers = Callable[[str], _engine.Buffer]
+MakeStage = Callable[[Buffers], _engine.Stage]
+Emit = Callable[[_engine.Program, Buffers, list[_engine.Stage]], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stored value lies in the arena: `stride` elements (floats or words) from pixel to pixel."""
+
+    value: Value
+    stride: int
+
+    @property
+    def bytes(self) -> int:
+        """Size in the arena, a multiple of the alignment."""
+        size = self.value.height * self.value.width * self.stride * (8 if self.value.kind == "bits" else 4)
+        return -(-size // ALIGN_BYTES) * ALIGN_BYTES
+
+
+@dataclass
+class Step:
+    """One call of the engine: what it reads and writes (names of stored values), and how to say it.
+
+    `ops` names the graph's ops that it covers, the producer first.
+    """
+
+    ops: list[str]
+    reads: list[str]
+    emit: Emit
+    writes: list[str] = field(default_factory=list)
+    stages: list[MakeStage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, where each stored value lies, and the arena's size."""
+
+    steps: list[Step]
+    layouts: dict[str, Layout]
+    offsets: dict[str, int]
+    arena_bytes: int
+    outputs: dict[str, str]
+
+
+def make_plan(file: PackedFile, *, fuse: bool = True, keep: Iterable[str] = ()) -> Plan:
+    """Plan a proven file. `keep` names values to return beside the outputs; `fuse=False` keeps every op apart.
+
+    Raises PackedFileError where the weights are not what the format says, EngineError beyond the engine's limits.
+    """
+    outputs = dict(file.header.graph.outputs)
+    for name in keep:
+        if name not in file.values:
+            raise EngineError(f"keep: the graph has no value {name!r}")
+        outputs[name] = name
+    return _Planner(file, fuse, outputs).plan()
+
+
+def build(file: PackedFile, plan: Plan, *, isa: str, threads: int) -> _engine.Program:
+    """The compiled program: weights repacked for the machine, parameters copied."""
+    size = file.header.input
+    program = _engine.Program(isa, plan.arena_bytes, threads, size.height, size.width)
+
+    def buffer(name: str) -> _engine.Buffer:
+        layout = plan.layouts[name]
+        value = layout.value
+        return _engine.Buffer(
+            value.kind == "bits", plan.offsets[name], value.height, value.width, value.channels, layout.stride
+        )
+
+    for step in plan.steps:
+        step.emit(program, buffer, [make(buffer) for make in step.stages])
+        program.name_step(" ".join(step.ops))
+    for name, value in plan.outputs.items():
+        program.output(name, buffer(value))
+    return program
+
+
+class _Planner:
+    def __init__(self, file: PackedFile, fuse: bool, outputs: dict[str, str]) -> None:
+        self.file = file
+        self.fuse = fuse
+        self.outputs = outputs
+        self.values = file.values
+        self.layouts: dict[str, Layout] = {}
+        self.steps: list[Step] = []
+        self.done: set[int] = set()
+        self.ops = _needed(file.header.graph, set(outputs.values()))
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        for index, op in enumerate(self.ops):
+            for name in dict.fromkeys(op.reads()):
+                self.readers[name].append(index)
+
+    def plan(self) -> Plan:
+        if self.readers[Graph.image] or Graph.image in self.outputs.values():
+            self._image()
+        for index, op in enumerate(self.ops):
+            if index not in self.done:
+                self.done.add(index)
+                self._step(op)
+        self.steps = [step for step in self.steps if step.writes]
+        offsets, arena_bytes = _place(self.steps, self.layouts, set(self.outputs.values()))
+        if arena_bytes > MAX_ARENA_BYTES:
+            raise EngineError(f"{self.file.path}: its activations need {arena_bytes} bytes, the limit is {MAX_ARENA_BYTES}")
+        return Plan(self.steps, self.layouts, offsets, arena_bytes, self.outputs)
+
+    # ---- producers ----
+
+    def _image(self) -> None:
+        spec = self.file.header.input
+        pixel = np.arange(256, dtype=np.float32) / np.float32(255)
+        table = np.concatenate(
+            [(pixel - np.float32(m)) / np.float32(s) for m, s in zip(spec.mean, spec.std, strict=True)]
+        ).astype(np.float32)
+        step = Step(["image"], [], lambda program, buffer, _: program.pixels(buffer(Graph.image), table))
+        self._write(step, Graph.image, stride=3)
+        self.steps.append(step)
+
+    def _step(self, op: Op) -> None:
+        match op:
+            case Conv2d():
+                self._conv(op)
+            case BinaryConv2d():
+                self._binary_conv(op)
+            case MaxPool2d() | AvgPool2d():
+                self._pool(op, op.kernel, op.stride, op.padding, "max" if isinstance(op, MaxPool2d) else "mean")
+            case GlobalAvgPool():
+                x = self.values[op.input]
+                self._pool(op, (x.height, x.width), (1, 1), (0, 0), "global_mean")
+            case Concat():
+                self._move(op, lambda program, buffer: program.concat([buffer(n) for n in op.inputs], buffer(op.output)))
+            case Upsample():
+                self._move(op, lambda program, buffer: program.upsample(buffer(op.input), buffer(op.output), op.factor))
+            case _:
+                self._pointwise(op)
+
+    def _conv(self, op: Conv2d) -> None:
+        out = self.values[op.output]
+        weight = self.file.tensors[op.weight]
+        sliding = _engine.Sliding(op.kernel, op.stride, op.padding, op.dilation)
+
+        def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+            program.conv2d(
+                buffer(op.input), out.height, out.width, out.channels, sliding, op.groups, weight, stages
+            )
+
+        step = Step([_title(op)], [op.input], emit)
+        if op.bias is not None:
+            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+        self._chain(step, op.output)
+
+    def _binary_conv(self, op: BinaryConv2d) -> None:
+        x, out = self.values[op.input], self.values[op.output]
+        each = x.channels // op.groups
+        if prod(op.kernel) * each >= MAX_ACCUMULATOR:
+            raise EngineError(f"{self.file.path}: {_title(op)}: sums reach {MAX_ACCUMULATOR}, which float32 cannot count")
+        weight = self.file.tensors[op.weight]
+        if each % 64 and (weight[..., -1] >> np.uint64(each % 64)).any():
+            raise PackedFileError(self.file.path, f"tensors.{op.weight}: has bits beyond its {each} channels")
+        source = op.input
+        if op.groups > 1 and each % 64:
+            source = self._regrouped(op.input, op.groups)
+        sliding = _engine.Sliding(op.kernel, op.stride, op.padding, op.dilation)
+
+        def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+            program.binary_conv2d(
+                buffer(source), out.height, out.width, out.channels, sliding, op.groups, weight, stages
+            )
+
+        step = Step([_title(op)], [source], emit)
+        if op.scale is not None:
+            self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+        if op.scale_height is not None:
+            rows = np.repeat(self._array(op.scale_height), out.width)
+            self._channel_stage(step, _engine.Stage.pixel_scale, rows)
+        if op.scale_width is not None:
+            columns = np.tile(self._array(op.scale_width), out.height)
+            self._channel_stage(step, _engine.Stage.pixel_scale, columns)
+        if op.bias is not None:
+            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+        self._chain(step, op.output)
+
+    def _regrouped(self, name: str, groups: int) -> str:
+        """The same bits with every group of channels at the start of a word."""
+        grouped = f"{name}\0{groups}"
+        if grouped not in self.layouts:
+            x = self.values[name]
+            step = Step(
+                ["regroup"], [name], lambda program, buffer, _: program.regroup(buffer(name), buffer(grouped), groups)
+            )
+            self.layouts[grouped] = Layout(x, groups * words(x.channels // groups))
+            step.writes.append(grouped)
+            self.steps.append(step)
+        return grouped
+
+    def _pool(
+        self,
+        op: MaxPool2d | AvgPool2d | GlobalAvgPool,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        pool: str,
+    ) -> None:
+        out = self.values[op.output]
+        sliding = _engine.Sliding(kernel, stride, padding, (1, 1))
+
+        def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+            program.pool2d(buffer(op.input), out.height, out.width, sliding, pool, stages)
+
+        self._chain(Step([_title(op)], [op.input], emit), op.output)
+
+    def _move(self, op: Concat | Upsample, call: Callable[[_engine.Program, Buffers], None]) -> None:
+        step = Step([_title(op)], list(op.reads()), lambda program, buffer, _: call(program, buffer))
+        self._write(step, op.output)
+        self.steps.append(step)
+
+    def _pointwise(self, op: Op) -> None:
+        """An elementwise op or threshold that nothing before it could absorb: its first input is read from memory."""
+        source = op.reads()[0]
+        step = Step([_title(op)], [source], lambda program, buffer, stages: program.pointwise(buffer(source), stages))
+        if isinstance(op, Threshold):
+            self._threshold(step, op)
+            self.steps.append(step)
+        else:
+            self._elementwise(step, op, source)
+            self._chain(step, op.output)
+
+    # ---- chains ----
+
+    def _chain(self, step: Step, name: str) -> None:
+        """Let the step absorb all that follows value `name` elementwise, and store what others will read."""
+        while True:
+            readers = [(i, self.ops[i]) for i in self.readers[name] if i not in self.done]
+            following: tuple[int, Op] | None = None
+            if self.fuse:
+                for index, op in readers:
+                    if isinstance(op, Threshold):
+                        self.done.add(index)
+                        self._threshold(step, op)
+                        step.ops.append(_title(op))
+                following = next((r for r in readers if self._absorbable(r[1], name)), None)
+            others = [i for i, _ in readers if i not in self.done and (following is None or i != following[0])]
+            if others or name in self.outputs.values():
+                self._store(step, name)
+            if following is None:
+                break
+            index, op = following
+            self.done.add(index)
+            step.ops.append(_title(op))
+            self._elementwise(step, op, name)
+            name = op.output
+        self.steps.append(step)
+
+    def _absorbable(self, op: Op, name: str) -> bool:
+        if isinstance(op, Add):
+            a, b = op.inputs
+            return a != b and (b if a == name else a) in self.layouts
+        return isinstance(op, Affine | Prelu)
+
+    def _elementwise(self, step: Step, op: Op, name: str) -> None:
+        match op:
+            case Affine():
+                self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+                self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+            case Prelu():
+                if op.shift_in is not None:
+                    self._channel_stage(step, _engine.Stage.shift, -self._array(op.shift_in))
+                if op.slope is None:
+                    step.stages.append(lambda _: _engine.Stage.relu())
+                else:
+                    self._channel_stage(step, _engine.Stage.prelu, self._array(op.slope))
+                if op.shift_out is not None:
+                    self._channel_stage(step, _engine.Stage.shift, self._array(op.shift_out))
+            case Add():
+                other = op.inputs[1] if op.inputs[0] == name else op.inputs[0]
+                step.reads.append(other)
+                step.stages.append(lambda buffer: _engine.Stage.add(buffer(other)))
+            case _:
+                raise EngineError(f"{_title(op)}: the engine does not know this op")
+
+    def _threshold(self, step: Step, op: Threshold) -> None:
+        """With flip, `x <= t` is asked as `-x >= -t`: negation is exact."""
+        threshold = self._array(op.threshold)
+        sign = np.zeros(0, np.float32)
+        if op.flip is not None and self.file.tensors[op.flip].any():
+            flip = self.file.tensors[op.flip] != 0
+            sign = np.where(flip, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
+            threshold = np.where(flip, -threshold, threshold).astype(np.float32)
+        self._write(step, op.output)
+        name = op.output
+        step.stages.append(lambda buffer: _engine.Stage.bits(buffer(name), threshold, sign))
+
+    def _store(self, step: Step, name: str) -> None:
+        self._write(step, name)
+        step.stages.append(lambda buffer: _engine.Stage.store(buffer(name)))
+
+    @staticmethod
+    def _channel_stage(
+        step: Step, make: Callable[[NDArray[np.float32]], _engine.Stage], array: NDArray[np.float32]
+    ) -> None:
+        step.stages.append(lambda _: make(array))
+
+    def _write(self, step: Step, name: str, stride: int | None = None) -> None:
+        value = self.values[name]
+        if stride is None:
+            stride = words(value.channels) if value.kind == "bits" else -(-value.channels // LANES) * LANES
+        self.layouts[name] = Layout(value, stride)
+        step.writes.append(name)
+
+    def _array(self, name: str) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self.file.tensors[name], dtype=np.float32)
+
+
+def _needed(graph: Graph, wanted: set[str]) -> list[Op]:
+    """The ops that the wanted values depend on, in order."""
+    wanted = set(wanted)
+    kept: list[Op] = []
+    for op in reversed(graph.ops):
+        if op.output in wanted:
+            kept.append(op)
+            wanted.update(op.reads())
+    return kept[::-1]
+
+
+def _title(op: Op) -> str:
+    kind: Any = getattr(op, "op", type(op).__name__)
+    return f"{kind}:{op.source or op.output}"
+
+
+def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str]) -> tuple[dict[str, int], int]:
+    """Offsets such that values alive at the same time never overlap; the largest values choose first."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for name in step.writes:
+            first[name] = last[name] = index
+        for name in step.reads:
+            last[name] = index
+    for name in forever:
+        last[name] = len(steps)
+    offsets: dict[str, int] = {}
+    end = ALIGN_BYTES
+    for name in sorted(first, key=lambda n: (-layouts[n].bytes, first[n])):
+        size = layouts[name].bytes
+        rivals = sorted(
+            (offsets[other], layouts[other].bytes)
+            for other in offsets
+            if first[other] <= last[name] and first[name] <= last[other]
+        )
+        at = 0
+        for begin, length in rivals:
+            if at + size <= begin:
+                break
+            at = max(at, begin + length)
+        offsets[name] = at
+        end = max(end, at + size)
+    return offsets, end

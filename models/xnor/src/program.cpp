@@ -1,0 +1,706 @@
+#include "program.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+
+namespace xnor {
+
+namespace {
+
+constexpr int kTilesPerItem = 8;
+constexpr int64_t kSlackBytes = 256;  // vectors may read, never use, a little beyond a value of few channels
+
+int round_up(int n, int to) { return (n + to - 1) / to * to; }
+int words(int channels) { return (channels + 63) / 64; }
+int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+int64_t element_bytes(Kind kind) { return kind == Kind::kFloat ? sizeof(float) : sizeof(uint64_t); }
+
+// Copies `count` bits to a place whose bits are 0.
+void copy_bits(uint64_t* to, int64_t to_bit, const uint64_t* from, int64_t from_bit, int64_t count) {
+    while (count > 0) {
+        const int64_t part = std::min({count, 64 - to_bit % 64, 64 - from_bit % 64});
+        uint64_t bits = from[from_bit / 64] >> (from_bit % 64);
+        if (part < 64) bits &= (uint64_t{1} << part) - 1;
+        to[to_bit / 64] |= bits << (to_bit % 64);
+        to_bit += part;
+        from_bit += part;
+        count -= part;
+    }
+}
+
+// ---- convolutions -------------------------------------------------------------------------------------------
+
+// A block's weights are [kernel row][kernel column][input element][lane].
+struct Block {
+    const void* weight;
+    int64_t input;  // where its group's channels begin, in elements
+    int lanes;
+    int at;  // its first lane in the window
+};
+
+// Output channels that `finish` takes at once, and the blocks that compute them. Usually one block; several
+// where groups are so narrow that they do not fill whole vectors.
+struct OutputWindow {
+    int channel, lanes;
+    int first_block, last_block;
+};
+
+struct Blocks {
+    std::vector<Block> blocks;
+    std::vector<OutputWindow> windows;
+    std::vector<int> first_channel, channels;  // of each block, for packing
+};
+
+Blocks cut_channels(int out_channels, int groups, int64_t group_elements, int least, int most) {
+    Blocks cut;
+    const int each = out_channels / groups;
+    const bool aligned = groups == 1 || each % kLanes == 0;
+    for (int group = 0; group < groups; ++group) {
+        for (int channel = group * each, end = channel + each; channel < end;) {
+            int count = std::min(most, end - channel);
+            if (!aligned) count = std::min(count, kWindowLanes - channel % kWindowLanes);
+            int lanes = least;
+            while (lanes < count) lanes *= 2;
+            const int index = static_cast<int>(cut.blocks.size());
+            const int at = aligned ? 0 : channel % kWindowLanes;
+            if (at == 0) cut.windows.push_back({channel, 0, index, index});
+            OutputWindow& window = cut.windows.back();
+            window.last_block = index + 1;
+            window.lanes = round_up(at + count, kLanes);
+            cut.blocks.push_back({nullptr, group * group_elements, lanes, at});
+            cut.first_channel.push_back(channel);
+            cut.channels.push_back(count);
+            channel += count;
+        }
+    }
+    return cut;
+}
+
+// [channel][taps x elements] -> [block][taps x elements][lane], unused lanes 0.
+template <class T>
+void pack_weights(const T* weight, int64_t per_channel, Blocks& cut, Store& store) {
+    for (size_t b = 0; b < cut.blocks.size(); ++b) {
+        const int lanes = cut.blocks[b].lanes;
+        const int64_t bytes = per_channel * lanes * static_cast<int64_t>(sizeof(T));
+        T* to = static_cast<T*>(store.take(bytes));
+        std::memset(to, 0, static_cast<size_t>(bytes));
+        constexpr int64_t kPart = 64;  // a strip of each channel at a time keeps the writes in the cache
+        for (int64_t begin = 0; begin < per_channel; begin += kPart) {
+            const int64_t end = std::min(begin + kPart, per_channel);
+            for (int lane = 0; lane < cut.channels[b]; ++lane) {
+                const T* from = weight + (cut.first_channel[b] + lane) * per_channel;
+                for (int64_t i = begin; i < end; ++i) to[i * lanes + lane] = from[i];
+            }
+        }
+        cut.blocks[b].weight = to;
+    }
+}
+
+struct TapRun {
+    Window window;
+    int64_t input;  // from the window's corner to its first valid tap
+    int64_t tap;    // that tap's index in the kernel
+};
+
+// Where a kernel row's taps lie side by side in memory, they become one run.
+TapRun tap_run(const Geometry::Class& cls, const Buffer& input, const Sliding& sliding, int64_t elements) {
+    const int64_t in_row = sliding.dilation[0] * input.width * input.stride;
+    const int64_t in_col = sliding.dilation[1] * input.stride;
+    TapRun run{};
+    run.window.rows = std::max(0, cls.row1 - cls.row0);
+    run.window.cols = std::max(0, cls.col1 - cls.col0);
+    run.window.run = elements;
+    run.window.in_row = in_row;
+    run.window.in_col = in_col;
+    run.input = cls.row0 * in_row + cls.col0 * in_col;
+    run.tap = static_cast<int64_t>(cls.row0) * sliding.kernel[1] + cls.col0;
+    if (in_col == elements && run.window.cols > 1) {
+        run.window.run *= run.window.cols;
+        run.window.cols = 1;
+    }
+    return run;
+}
+
+class ConvStep : public Step {
+public:
+    ConvStep(const Kernels& kernels, const Buffer& input, const Sliding& sliding, int group_channels,
+             int64_t group_elements, bool half, std::shared_ptr<const Geometry> geometry, Blocks cut,
+             std::vector<Stage> stages)
+        : kernels_(kernels),
+          input_(input),
+          elements_(group_elements),
+          kernel_cols_(sliding.kernel[1]),
+          half_(half),
+          geometry_(std::move(geometry)),
+          cut_(std::move(cut)),
+          stages_(std::move(stages)),
+          chunks_(ceil_div(static_cast<int64_t>(geometry_->tiles.size()), kTilesPerItem)) {
+        for (const Geometry::Class& cls : geometry_->classes) {
+            runs_.push_back(tap_run(cls, input, sliding, group_elements));
+            const TapRun& run = runs_.back();
+            const int taps = std::max(0, cls.row1 - cls.row0) * std::max(0, cls.col1 - cls.col0);
+            totals_.push_back(run.window.rows > 0 ? static_cast<float>(taps * group_channels) : 0.0f);
+        }
+    }
+
+    int64_t items() const override { return chunks_ * static_cast<int64_t>(cut_.windows.size()); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        alignas(kAlignBytes) int32_t buffer[kTilePixels * kTileLanes] = {};
+        FinishTile out;
+        out.stages = stages_.data();
+        out.stage_count = static_cast<int>(stages_.size());
+        out.arena = context.arena;
+        if (input_.kind == Kind::kBits)
+            out.counts = buffer;
+        else
+            out.floats = reinterpret_cast<const float*>(buffer);
+        for (int p = 0; p < kTilePixels; ++p) out.float_offset[p] = p * kTileLanes;
+        const int64_t tile_count = static_cast<int64_t>(geometry_->tiles.size());
+        for (int64_t item = begin; item < end; ++item) {
+            const OutputWindow& window = cut_.windows[static_cast<size_t>(item / chunks_)];
+            out.channel = window.channel;
+            out.lanes = window.lanes;
+            const int64_t first = item % chunks_ * kTilesPerItem;
+            for (int64_t t = first; t < std::min(first + kTilesPerItem, tile_count); ++t) {
+                const Geometry::Tile& tile = geometry_->tiles[static_cast<size_t>(t)];
+                for (int b = window.first_block; b < window.last_block; ++b)
+                    sum(context, tile, cut_.blocks[static_cast<size_t>(b)], buffer);
+                out.total = totals_[static_cast<size_t>(tile.cls)];
+                out.out_pixel = geometry_->out_pixel.data() + tile.first;
+                out.pixels = tile.count;
+                kernels_.finish(out);
+            }
+        }
+    }
+
+private:
+    template <class Tile>
+    void place(Tile& to, const Geometry::Tile& tile, const Block& block, const TapRun& run) const {
+        to.window = run.window;
+        to.window.in_offset = geometry_->in_offset.data() + tile.first;
+        to.window.pixels = tile.count;
+        to.lanes = block.lanes;
+        to.weight_col = elements_ * block.lanes;
+        to.weight_row = to.weight_col * kernel_cols_;
+    }
+
+    void sum(const Context& context, const Geometry::Tile& tile, const Block& block, int32_t* buffer) const {
+        const TapRun& run = runs_[static_cast<size_t>(tile.cls)];
+        const char* input = context.arena + input_.offset;
+        const int64_t weight_start = run.tap * elements_ * block.lanes;
+        if (input_.kind == Kind::kBits) {
+            BinaryTile to;
+            place(to, tile, block, run);
+            to.input = reinterpret_cast<const uint64_t*>(input) + block.input + run.input;
+            to.weight = static_cast<const uint64_t*>(block.weight) + weight_start;
+            to.counts = buffer + block.at;
+            kernels_.binary(to);
+        } else {
+            FloatTile to;
+            place(to, tile, block, run);
+            to.input = reinterpret_cast<const float*>(input) + block.input + run.input;
+            to.weight = static_cast<const char*>(block.weight) + weight_start * (half_ ? 2 : 4);
+            to.half = half_;
+            to.sums = reinterpret_cast<float*>(buffer) + block.at;
+            kernels_.real(to);
+        }
+    }
+
+    const Kernels& kernels_;
+    const Buffer input_;
+    const int64_t elements_;
+    const int kernel_cols_;
+    const bool half_;
+    const std::shared_ptr<const Geometry> geometry_;
+    const Blocks cut_;
+    const std::vector<Stage> stages_;
+    const int64_t chunks_;
+    std::vector<TapRun> runs_;
+    std::vector<float> totals_;
+};
+
+// ---- the other steps ------------------------------------------------------------------------------------------
+
+class PoolStep : public Step {
+public:
+    PoolStep(const Kernels& kernels, const Buffer& input, const Sliding& sliding, Pool pool,
+             std::shared_ptr<const Geometry> geometry, std::vector<Stage> stages)
+        : kernels_(kernels),
+          input_(input),
+          pool_(pool),
+          divisor_(static_cast<float>(sliding.kernel[0] * sliding.kernel[1])),
+          geometry_(std::move(geometry)),
+          stages_(std::move(stages)) {
+        for (const Geometry::Class& cls : geometry_->classes) {
+            runs_.push_back(tap_run(cls, input, sliding, -1));
+            require(runs_.back().window.rows > 0 && runs_.back().window.cols > 0, "pool: a window sees only padding");
+        }
+    }
+
+    int64_t items() const override { return ceil_div(static_cast<int64_t>(geometry_->tiles.size()), kTilesPerItem); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        alignas(kAlignBytes) float buffer[kTilePixels * kTileLanes];
+        FinishTile out;
+        out.stages = stages_.data();
+        out.stage_count = static_cast<int>(stages_.size());
+        out.arena = context.arena;
+        out.floats = buffer;
+        for (int p = 0; p < kTilePixels; ++p) out.float_offset[p] = p * kTileLanes;
+        const int64_t tile_count = static_cast<int64_t>(geometry_->tiles.size());
+        const int lanes = round_up(input_.channels, kLanes);
+        for (int64_t t = begin * kTilesPerItem; t < std::min(end * kTilesPerItem, tile_count); ++t) {
+            const Geometry::Tile& tile = geometry_->tiles[static_cast<size_t>(t)];
+            const TapRun& run = runs_[static_cast<size_t>(tile.cls)];
+            PoolTile to;
+            to.window = run.window;
+            to.window.in_offset = geometry_->in_offset.data() + tile.first;
+            to.window.pixels = tile.count;
+            to.pool = pool_;
+            to.divisor = divisor_;
+            to.sums = buffer;
+            out.out_pixel = geometry_->out_pixel.data() + tile.first;
+            out.pixels = tile.count;
+            for (int channel = 0; channel < lanes; channel += kWindowLanes) {
+                to.lanes = out.lanes = std::min(kWindowLanes, lanes - channel);
+                out.channel = channel;
+                to.input = reinterpret_cast<const float*>(context.arena + input_.offset) + run.input + channel;
+                kernels_.pool(to);
+                kernels_.finish(out);
+            }
+        }
+    }
+
+private:
+    const Kernels& kernels_;
+    const Buffer input_;
+    const Pool pool_;
+    const float divisor_;
+    const std::shared_ptr<const Geometry> geometry_;
+    const std::vector<Stage> stages_;
+    std::vector<TapRun> runs_;
+};
+
+class PointwiseStep : public Step {
+public:
+    PointwiseStep(const Kernels& kernels, const Buffer& input, std::vector<Stage> stages)
+        : kernels_(kernels), input_(input), stages_(std::move(stages)) {}
+
+    int64_t items() const override { return ceil_div(input_.pixels(), kTilePixels * kTilesPerItem); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        int32_t pixels[kTilePixels];
+        FinishTile out;
+        out.stages = stages_.data();
+        out.stage_count = static_cast<int>(stages_.size());
+        out.arena = context.arena;
+        out.lanes = round_up(input_.channels, kLanes);
+        out.floats = reinterpret_cast<const float*>(context.arena + input_.offset);
+        out.out_pixel = pixels;
+        const int64_t last = std::min(end * kTilePixels * kTilesPerItem, input_.pixels());
+        for (int64_t pixel = begin * kTilePixels * kTilesPerItem; pixel < last; pixel += kTilePixels) {
+            out.pixels = static_cast<int>(std::min<int64_t>(kTilePixels, last - pixel));
+            for (int p = 0; p < out.pixels; ++p) {
+                pixels[p] = static_cast<int32_t>(pixel + p);
+                out.float_offset[p] = (pixel + p) * input_.stride;
+            }
+            kernels_.finish(out);
+        }
+    }
+
+private:
+    const Kernels& kernels_;
+    const Buffer input_;
+    const std::vector<Stage> stages_;
+};
+
+class PixelsStep : public Step {
+public:
+    PixelsStep(const Buffer& output, const float* table) : output_(output), table_(table) {}
+
+    int64_t items() const override { return output_.height; }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        const int64_t row = static_cast<int64_t>(output_.width) * 3;
+        const uint8_t* from = context.image + begin * row;
+        float* to = reinterpret_cast<float*>(context.arena + output_.offset) + begin * row;
+        for (int64_t i = 0; i < (end - begin) * row; i += 3) {
+            to[i] = table_[from[i]];
+            to[i + 1] = table_[256 + from[i + 1]];
+            to[i + 2] = table_[512 + from[i + 2]];
+        }
+    }
+
+private:
+    const Buffer output_;
+    const float* table_;  // [3][256]
+};
+
+// Steps that only move values, a pixel at a time.
+class MoveStep : public Step {
+public:
+    using Move = std::function<void(char* arena, int64_t pixel)>;
+    MoveStep(int64_t pixels, Move move) : pixels_(pixels), move_(std::move(move)) {}
+
+    int64_t items() const override { return ceil_div(pixels_, kPixelsPerItem); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        for (int64_t pixel = begin * kPixelsPerItem; pixel < std::min(end * kPixelsPerItem, pixels_); ++pixel)
+            move_(context.arena, pixel);
+    }
+
+private:
+    static constexpr int64_t kPixelsPerItem = 64;
+    const int64_t pixels_;
+    const Move move_;
+};
+
+}  // namespace
+
+void* Store::take(int64_t bytes) {
+    blocks_.push_back(std::make_unique<Arena>(bytes));
+    bytes_ += bytes;
+    return blocks_.back()->data();
+}
+
+Program::Program(const Kernels& kernels, int64_t arena_bytes, int threads, int height, int width)
+    : kernels_(kernels),
+      arena_bytes_(arena_bytes),
+      threads_(threads),
+      height_(height),
+      width_(width),
+      tokens_(threads, arena_bytes + kSlackBytes),
+      workers_(threads - 1) {}
+
+void Program::check(const Buffer& buffer) const {
+    const int least = buffer.kind == Kind::kFloat ? buffer.channels : words(buffer.channels);
+    require(buffer.height > 0 && buffer.width > 0 && buffer.channels > 0 && buffer.stride >= least &&
+                buffer.offset >= 0 && buffer.offset % kAlignBytes == 0 &&
+                buffer.pixels() * buffer.stride * element_bytes(buffer.kind) <= arena_bytes_ - buffer.offset,
+            "buffer: does not lie in the arena");
+}
+
+std::shared_ptr<const Geometry> Program::geometry(const Buffer& input, int height, int width, const Sliding& sliding) {
+    const std::array<int64_t, 13> key = {input.height,       input.width,        input.stride,
+                                         height,             width,              sliding.kernel[0],
+                                         sliding.kernel[1],  sliding.stride[0],  sliding.stride[1],
+                                         sliding.padding[0], sliding.padding[1], sliding.dilation[0],
+                                         sliding.dilation[1]};
+    std::shared_ptr<const Geometry>& known = geometries_[key];
+    if (known) return known;
+
+    using Range = std::pair<int, int>;
+    const auto classes = [&](int axis, int in_size, int out_size) {
+        std::map<Range, std::vector<int>> found;
+        for (int out = 0; out < out_size; ++out) {
+            const int start = out * sliding.stride[axis] - sliding.padding[axis];
+            int first = 0, last = sliding.kernel[axis];
+            while (first < last && start + first * sliding.dilation[axis] < 0) ++first;
+            while (last > first && start + (last - 1) * sliding.dilation[axis] >= in_size) --last;
+            found[{first, last}].push_back(out);
+        }
+        return found;
+    };
+    const int64_t furthest = (static_cast<int64_t>(input.height) + 2 * 64) * (input.width + 2 * 64) * input.stride;
+    require(furthest < INT32_MAX, "input: is too large to be addressed");
+    auto made = std::make_shared<Geometry>();
+    const auto rows = classes(0, input.height, height);
+    const auto cols = classes(1, input.width, width);
+    for (const auto& [row, ys] : rows) {
+        for (const auto& [col, xs] : cols) {
+            const int cls = static_cast<int>(made->classes.size());
+            made->classes.push_back({row.first, row.second, col.first, col.second});
+            const int first = static_cast<int>(made->out_pixel.size());
+            for (const int y : ys) {
+                for (const int x : xs) {
+                    const int64_t corner_y = static_cast<int64_t>(y) * sliding.stride[0] - sliding.padding[0];
+                    const int64_t corner_x = static_cast<int64_t>(x) * sliding.stride[1] - sliding.padding[1];
+                    made->out_pixel.push_back(y * width + x);
+                    made->in_offset.push_back(
+                        static_cast<int32_t>((corner_y * input.width + corner_x) * input.stride));
+                }
+            }
+            const int last = static_cast<int>(made->out_pixel.size());
+            for (int at = first; at < last; at += kTilePixels)
+                made->tiles.push_back({at, std::min(kTilePixels, last - at), cls});
+        }
+    }
+    return known = made;
+}
+
+std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t pixels, int channels) {
+    std::vector<Stage> made;
+    const auto padded = [&](const std::vector<float>& values, int64_t count) {
+        require(static_cast<int64_t>(values.size()) == count, "stage: array of a wrong length");
+        const int64_t room = ceil_div(count, kLanes) * kLanes;
+        float* to = static_cast<float*>(store_.take(room * static_cast<int64_t>(sizeof(float))));
+        std::copy(values.begin(), values.end(), to);
+        std::fill(to + count, to + room, 0.0f);
+        return to;
+    };
+    for (const StageSpec& spec : specs) {
+        Stage stage;
+        stage.kind = spec.kind;
+        switch (spec.kind) {
+            case StageKind::kScale:
+            case StageKind::kShift:
+            case StageKind::kPrelu: stage.channel = padded(spec.channel, channels); break;
+            case StageKind::kPixelScale: stage.channel = padded(spec.channel, pixels); break;
+            case StageKind::kRelu: break;
+            case StageKind::kAdd:
+            case StageKind::kStore:
+            case StageKind::kBits: {
+                const Buffer& buffer = spec.buffer;
+                const bool bits = spec.kind == StageKind::kBits;
+                check(buffer);
+                require(buffer.kind == (bits ? Kind::kBits : Kind::kFloat) && buffer.pixels() == pixels &&
+                            buffer.channels == channels,
+                        "stage: a buffer of another shape");
+                require(spec.kind != StageKind::kStore || buffer.stride >= round_up(channels, kLanes),
+                        "stage: no room for whole vectors");
+                stage.offset = buffer.offset;
+                stage.stride = bits ? buffer.stride * 8 : buffer.stride;
+                if (bits) {
+                    stage.channels = channels;
+                    stage.channel = padded(spec.channel, channels);
+                    if (!spec.sign.empty()) stage.sign = padded(spec.sign, channels);
+                }
+                break;
+            }
+        }
+        made.push_back(stage);
+    }
+    return made;
+}
+
+void Program::pixels(const Buffer& output, const float* table) {
+    check(output);
+    require(output.kind == Kind::kFloat && output.channels == 3 && output.stride == 3 && output.height == height_ &&
+                output.width == width_,
+            "pixels: expected the image's buffer");
+    float* copy = static_cast<float*>(store_.take(3 * 256 * sizeof(float)));
+    std::copy(table, table + 3 * 256, copy);
+    steps_.push_back(std::make_unique<PixelsStep>(output, copy));
+}
+
+void Program::binary_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+                            int groups, const uint64_t* weight, const std::vector<StageSpec>& specs) {
+    check(input);
+    require(input.kind == Kind::kBits && input.channels % groups == 0 && out_channels % groups == 0,
+            "binary_conv2d: groups do not fit");
+    const int group_channels = input.channels / groups;
+    const int64_t elements = words(group_channels);
+    require(groups == 1 || elements * groups <= input.stride, "binary_conv2d: groups are not apart");
+    const int64_t taps = static_cast<int64_t>(sliding.kernel[0]) * sliding.kernel[1];
+    require(taps * group_channels < 1 << 24, "binary_conv2d: sums are beyond 2^24");
+    Blocks cut = cut_channels(out_channels, groups, elements, 8, kBinaryBlock);
+    pack_weights(weight, taps * elements, cut, store_);
+    steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, group_channels, elements, false,
+                                                geometry(input, height, width, sliding), std::move(cut),
+                                                stages(specs, static_cast<int64_t>(height) * width, out_channels)));
+}
+
+void Program::conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding, int groups,
+                     const void* weight, bool half, const std::vector<StageSpec>& specs) {
+    check(input);
+    require(input.kind == Kind::kFloat && input.channels % groups == 0 && out_channels % groups == 0,
+            "conv2d: groups do not fit");
+    const int64_t elements = input.channels / groups;
+    const int64_t per_channel = elements * sliding.kernel[0] * sliding.kernel[1];
+    Blocks cut = cut_channels(out_channels, groups, elements, kLanes, kFloatBlock);
+    if (half)
+        pack_weights(static_cast<const uint16_t*>(weight), per_channel, cut, store_);
+    else
+        pack_weights(static_cast<const float*>(weight), per_channel, cut, store_);
+    steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, 0, elements, half,
+                                                geometry(input, height, width, sliding), std::move(cut),
+                                                stages(specs, static_cast<int64_t>(height) * width, out_channels)));
+}
+
+void Program::pool2d(const Buffer& input, int height, int width, const Sliding& sliding, Pool pool,
+                     const std::vector<StageSpec>& specs) {
+    check(input);
+    require(input.kind == Kind::kFloat, "pool2d: expected a float input");
+    steps_.push_back(std::make_unique<PoolStep>(kernels_, input, sliding, pool,
+                                                geometry(input, height, width, sliding),
+                                                stages(specs, static_cast<int64_t>(height) * width, input.channels)));
+}
+
+void Program::pointwise(const Buffer& input, const std::vector<StageSpec>& specs) {
+    check(input);
+    require(input.kind == Kind::kFloat && input.pixels() < INT32_MAX, "pointwise: expected a float input");
+    steps_.push_back(
+        std::make_unique<PointwiseStep>(kernels_, input, stages(specs, input.pixels(), input.channels)));
+}
+
+void Program::concat(const std::vector<Buffer>& inputs, const Buffer& output) {
+    check(output);
+    int channels = 0;
+    for (const Buffer& input : inputs) {
+        check(input);
+        require(input.kind == output.kind && input.pixels() == output.pixels(), "concat: parts of different shapes");
+        channels += input.channels;
+    }
+    require(channels == output.channels, "concat: channels do not add up");
+    const auto floats = [inputs, output](char* arena, int64_t pixel) {
+        float* to = reinterpret_cast<float*>(arena + output.offset) + pixel * output.stride;
+        for (const Buffer& input : inputs) {
+            const float* from = reinterpret_cast<const float*>(arena + input.offset) + pixel * input.stride;
+            std::memcpy(to, from, static_cast<size_t>(input.channels) * sizeof(float));
+            to += input.channels;
+        }
+    };
+    const auto bits = [inputs, output](char* arena, int64_t pixel) {
+        uint64_t* to = reinterpret_cast<uint64_t*>(arena + output.offset) + pixel * output.stride;
+        std::fill(to, to + output.stride, 0);
+        int64_t at = 0;
+        for (const Buffer& input : inputs) {
+            copy_bits(to, at, reinterpret_cast<const uint64_t*>(arena + input.offset) + pixel * input.stride, 0,
+                      input.channels);
+            at += input.channels;
+        }
+    };
+    if (output.kind == Kind::kFloat)
+        steps_.push_back(std::make_unique<MoveStep>(output.pixels(), floats));
+    else
+        steps_.push_back(std::make_unique<MoveStep>(output.pixels(), bits));
+}
+
+void Program::upsample(const Buffer& input, const Buffer& output, int factor) {
+    check(input);
+    check(output);
+    require(input.kind == output.kind && input.channels == output.channels && factor > 0 &&
+                input.height * factor == output.height && input.width * factor == output.width &&
+                input.stride <= output.stride,
+            "upsample: shapes do not fit");
+    const int64_t size = element_bytes(input.kind);
+    steps_.push_back(std::make_unique<MoveStep>(output.pixels(), [=](char* arena, int64_t pixel) {
+        const int64_t y = pixel / output.width / factor, x = pixel % output.width / factor;
+        std::memcpy(arena + output.offset + pixel * output.stride * size,
+                    arena + input.offset + (y * input.width + x) * input.stride * size,
+                    static_cast<size_t>(input.stride * size));
+    }));
+}
+
+void Program::regroup(const Buffer& input, const Buffer& output, int groups) {
+    check(input);
+    check(output);
+    require(input.kind == Kind::kBits && output.kind == Kind::kBits && input.pixels() == output.pixels() &&
+                groups > 0 && input.channels % groups == 0 && input.channels == output.channels &&
+                words(input.channels / groups) * static_cast<int64_t>(groups) <= output.stride,
+            "regroup: shapes do not fit");
+    const int each = input.channels / groups;
+    steps_.push_back(std::make_unique<MoveStep>(output.pixels(), [=](char* arena, int64_t pixel) {
+        uint64_t* to = reinterpret_cast<uint64_t*>(arena + output.offset) + pixel * output.stride;
+        const uint64_t* from = reinterpret_cast<const uint64_t*>(arena + input.offset) + pixel * input.stride;
+        std::fill(to, to + output.stride, 0);
+        for (int group = 0; group < groups; ++group)
+            copy_bits(to + static_cast<int64_t>(group) * words(each), 0, from, static_cast<int64_t>(group) * each,
+                      each);
+    }));
+}
+
+void Program::output(const std::string& name, const Buffer& buffer) {
+    check(buffer);
+    outputs_.push_back({name, buffer});
+}
+
+void Program::copy_outputs(const char* arena, int64_t index, const std::vector<char*>& outputs) const {
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+        const Buffer& buffer = outputs_[i].buffer;
+        const int64_t size = element_bytes(buffer.kind);
+        const int64_t row = (buffer.kind == Kind::kFloat ? buffer.channels : words(buffer.channels)) * size;
+        char* to = outputs[i] + index * buffer.pixels() * row;
+        const char* from = arena + buffer.offset;
+        for (int64_t pixel = 0; pixel < buffer.pixels(); ++pixel)
+            std::memcpy(to + pixel * row, from + pixel * buffer.stride * size, static_cast<size_t>(row));
+    }
+}
+
+void Program::run_image(const Context& context, int64_t index, const std::vector<char*>& outputs) const {
+    for (const auto& step : steps_) step->run(context, 0, step->items());
+    copy_outputs(context.arena, index, outputs);
+}
+
+void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs) {
+    if (count == 0) return;
+    struct Held {
+        Tokens& tokens;
+        std::vector<Arena*> arenas;
+        ~Held() {
+            for (Arena* arena : arenas) tokens.give_back(arena);
+        }
+    } held{tokens_, {}};
+    held.arenas.reserve(static_cast<size_t>(threads_));
+    held.arenas.push_back(tokens_.take());
+    while (static_cast<int>(held.arenas.size()) < threads_) {
+        Arena* more = tokens_.try_take();
+        if (!more) break;
+        held.arenas.push_back(more);
+    }
+    const int team = static_cast<int>(held.arenas.size());
+    const int64_t image_bytes = static_cast<int64_t>(height_) * width_ * 3;
+
+    if (team == 1 || count >= team) {
+        std::atomic<int64_t> next{0};
+        workers_.run(team - 1, [&](int member) {
+            char* arena = held.arenas[static_cast<size_t>(member)]->data();
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+                run_image({arena, images + i * image_bytes}, i, outputs);
+        });
+        return;
+    }
+    // Fewer images than threads: the whole team on each image, step by step.
+    for (int64_t i = 0; i < count; ++i) {
+        const Context context{held.arenas[0]->data(), images + i * image_bytes};
+        std::vector<std::atomic<int64_t>> next(steps_.size());
+        Barrier barrier(team);
+        workers_.run(team - 1, [&](int) {
+            for (size_t s = 0; s < steps_.size(); ++s) {
+                const int64_t items = steps_[s]->items();
+                const int64_t grain = std::max<int64_t>(1, items / (team * 4));
+                for (int64_t begin; (begin = next[s].fetch_add(grain, std::memory_order_relaxed)) < items;)
+                    steps_[s]->run(context, begin, std::min(begin + grain, items));
+                barrier.wait();
+            }
+        });
+        copy_outputs(context.arena, i, outputs);
+    }
+}
+
+std::vector<double> Program::profile(const uint8_t* image, int repeats) {
+    using Clock = std::chrono::steady_clock;
+    std::vector<double> seconds(steps_.size(), 1e30);
+    struct Held {
+        Tokens& tokens;
+        Arena* arena;
+        ~Held() { tokens.give_back(arena); }
+    } held{tokens_, tokens_.take()};
+    const Context context{held.arena->data(), image};
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        for (size_t s = 0; s < steps_.size(); ++s) {
+            const auto begin = Clock::now();
+            steps_[s]->run(context, 0, steps_[s]->items());
+            seconds[s] = std::min(seconds[s], std::chrono::duration<double>(Clock::now() - begin).count());
+        }
+    }
+    return seconds;
+}
+
+std::vector<std::string> Program::step_names() const {
+    std::vector<std::string> names;
+    for (const auto& step : steps_) names.push_back(step->name);
+    return names;
+}
+
+}  // namespace xnor

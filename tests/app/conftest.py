@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import packed
+from tests.helpers.server import Server
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with two small models, one of them in two versions."""
+    root = tmp_path_factory.mktemp("zoo")
+    packed.write_random(root / "random" / "1" / "model.safetensors", seed=1)
+    packed.write_random(root / "random" / "2" / "model.safetensors", seed=2)
+    packed.write_colour(root / "colour" / "1" / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="session")
+def slow_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one model that takes a noticeable part of a second."""
+    root = tmp_path_factory.mktemp("slow-zoo")
+    packed.write_slow(root / "slow" / "1" / "model.safetensors")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(zoo: Path) -> Iterator[Server]:
+    """The service with small limits on body and time, shared by all tests that leave it as it was."""
+    running = Server(zoo, default_model="random", max_body_bytes=4 << 20, body_timeout_s=1, header_timeout_s=1)
+    yield running
+    running.close()

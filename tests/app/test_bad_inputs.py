@@ -1,0 +1,323 @@
+"""Everything that may be wrong with a request, sent to the running service.
+
+Each answer is a problem with its documented status; afterwards the service answers as before, its memory has not
+grown, and a counter labelled with the reason has moved.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+from PIL import Image
+
+from tests.helpers import pictures
+from tests.helpers.requests import MULTIPART, multipart, part, request
+from tests.helpers.server import Server
+
+MEMORY_SLACK_BYTES = 16 << 20
+JPEG = pictures.jpeg()
+LINK = "http://127.0.0.1:9/cat.jpg"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the answer it gets; `reason` is the label of the counter."""
+
+    name: str
+    status: int
+    reason: str
+    body: Callable[[], bytes] = bytes
+    content_type: str = "image/jpeg"
+    target: str = "/v1/classify"
+    method: str = "POST"
+    headers: Sequence[tuple[str, str]] = ()
+    header: tuple[str, str] | None = None
+
+
+def noise(size: int = 20_000) -> bytes:
+    return random.Random(0).randbytes(size)
+
+
+def eps() -> bytes:
+    return pictures.encoded(Image.new("RGB", (8, 8)), "EPS")
+
+
+def icns() -> bytes:
+    return pictures.encoded(Image.new("RGBA", (64, 64)), "ICNS")
+
+
+def gif() -> bytes:
+    return pictures.encoded(Image.new("P", (8, 8)), "GIF")
+
+
+def tiff() -> bytes:
+    return pictures.encoded(Image.new("RGB", (8, 8)), "TIFF")
+
+
+def broken_png() -> bytes:
+    return pictures.raw_png(pictures.flat_rows(b"\1\2\3", 32, 32), 32, 32, depth=8, colour=2, broken=True)
+
+
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan is repeated thousands of times."""
+    data = pictures.jpeg(progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * 5000 + b"\xff\xd9"
+
+
+def form(*parts: bytes) -> Callable[[], bytes]:
+    return lambda: multipart(parts)
+
+
+CASES = [
+    Case("empty body", 400, "empty-body"),
+    Case("form without an image", 422, "missing-image", form(part("top_k", b"3")), MULTIPART),
+    Case("image of no bytes", 422, "missing-image", form(part("image", b"", filename="a.jpg")), MULTIPART),
+    Case("text", 415, "not-an-image", lambda: b"Hello, I am a picture."),
+    Case("HTML", 415, "not-an-image", lambda: b"<!doctype html><html><body>http://example.org</body></html>"),
+    Case("SVG", 415, "not-an-image", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>'),
+    Case("PDF", 415, "not-an-image", lambda: b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n"),
+    Case("EPS", 415, "not-an-image", eps),
+    Case("FITS", 415, "not-an-image", lambda: b"SIMPLE  =                    T".ljust(2880)),
+    Case("PSD", 415, "not-an-image", lambda: b"8BPS\x00\x01".ljust(64, b"\0")),
+    Case("ICNS", 415, "not-an-image", icns),
+    Case("GIF", 415, "not-an-image", gif),
+    Case("TIFF", 415, "not-an-image", tiff),
+    Case("JPEG cut in the middle", 422, "broken-image", lambda: JPEG[: len(JPEG) // 2]),
+    Case("JPEG of its header alone", 422, "broken-image", lambda: JPEG[:200]),
+    Case("PNG cut in the middle", 422, "broken-image", lambda: pictures.png()[:-600]),
+    Case("PNG without its end chunk", 422, "broken-image", lambda: pictures.png()[:-12]),
+    Case("PNG with a wrong checksum", 422, "broken-image", broken_png),
+    Case("PNG of its magic alone", 422, "broken-image", lambda: pictures.PNG_MAGIC),
+    Case("WebP cut in the middle", 422, "broken-image", lambda: pictures.webp()[:-600]),
+    Case("JPEG magic, then noise", 422, "broken-image", lambda: b"\xff\xd8\xff\xe0" + noise()),
+    Case("PNG magic, then noise", 422, "broken-image", lambda: pictures.PNG_MAGIC + noise()),
+    Case("WebP magic, then noise", 422, "broken-image", lambda: b"RIFF\xff\xff\0\0WEBPVP8 " + noise()),
+    Case("JPEG of thousands of scans", 422, "broken-image", many_scans),
+    Case("50,000 x 50,000 pixels", 413, "too-many-pixels", pictures.pixel_bomb),
+    Case("9,000 x 9,000 pixels", 413, "too-many-pixels", lambda: pictures.pixel_bomb(9000)),
+    Case("comment that inflates to 200 MB", 422, "broken-image", pictures.text_bomb),
+    Case("colour profile that inflates to 200 MB", 422, "broken-image", pictures.profile_bomb),
+    Case("body above the limit", 413, "body-too-large", lambda: JPEG + bytes(5 << 20)),
+    Case(
+        "gzip that inflates to 200 MB",
+        413,
+        "body-too-large",
+        lambda: gzip.compress(bytes(200 << 20)),
+        headers=[("Content-Encoding", "gzip")],
+    ),
+    Case("gzip that is none", 400, "bad-request", lambda: JPEG, headers=[("Content-Encoding", "gzip")]),
+    Case("gzip cut off", 400, "bad-request", lambda: gzip.compress(JPEG)[:-50], headers=[("Content-Encoding", "gzip")]),
+    Case("unknown encoding", 415, "unsupported-encoding", lambda: JPEG, headers=[("Content-Encoding", "zip")]),
+    Case("form without a boundary", 400, "bad-multipart", form(part("image", JPEG)), "multipart/form-data"),
+    Case("form of something else", 400, "bad-multipart", lambda: b"image=1", MULTIPART),
+    Case(
+        "form without its end", 400, "bad-multipart", lambda: multipart([part("image", JPEG)], closed=False), MULTIPART
+    ),
+    Case("1,000 parts", 400, "bad-multipart", form(part("image", JPEG), *[part("x", b"1")] * 1000), MULTIPART),
+    Case("two images", 400, "bad-multipart", form(part("image", JPEG), part("image", JPEG)), MULTIPART),
+    Case("unknown model", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=nobody"),
+    Case("unknown version", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=random&version=77"),
+    Case("version that is no number", 404, "unknown-model", lambda: JPEG, target="/v1/classify?version=one"),
+    Case("unknown model in the form", 404, "unknown-model", form(part("image", JPEG), part("model", b"x")), MULTIPART),
+    Case("model of dots", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=..%2f..%2fetc"),
+    Case("model of NUL", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=%00"),
+    Case("model of 10,000 characters", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=" + "m" * 10_000),
+    Case("card of an unknown model", 404, "unknown-model", target="/v1/models/nobody", method="GET"),
+    Case("card of dots", 404, "not-found", target="/v1/models/..%2f..%2fetc%2fpasswd", method="GET"),
+    Case("card of NUL", 404, "unknown-model", target="/v1/models/%00", method="GET"),
+    Case("card of 10,000 characters", 404, "unknown-model", target="/v1/models/" + "m" * 10_000, method="GET"),
+    Case("top_k of -1", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=-1"),
+    Case("top_k of 0", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=0"),
+    Case("top_k of 1e9", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=1e9"),
+    Case("top_k of a thousand million", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=1000000000"),
+    Case("top_k of abc", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=abc"),
+    Case("top_k of NaN", 422, "invalid-parameter", lambda: JPEG, target="/v1/classify?top_k=NaN"),
+    Case(
+        "top_k of abc in the form",
+        422,
+        "invalid-parameter",
+        form(part("image", JPEG), part("top_k", b"abc")),
+        MULTIPART,
+    ),
+    Case("URL as the image", 422, "image-is-url", form(part("image", LINK.encode())), MULTIPART),
+    Case("URL as the body", 422, "image-is-url", LINK.encode, "text/plain"),
+    Case("URL in JSON", 422, "image-is-url", json.dumps({"image": LINK}).encode, "application/json"),
+    Case("file URL", 422, "image-is-url", lambda: b"file:///etc/passwd"),
+    Case("wrong method", 405, "method-not-allowed", target="/v1/classify", method="GET", header=("allow", "POST")),
+    Case("wrong method for a model", 405, "method-not-allowed", target="/v1/models/random", header=("allow", "GET")),
+    Case("unknown path", 404, "not-found", target="/v1/nothing", method="GET"),
+    Case("path above the root", 404, "not-found", target="/../../etc/passwd", method="GET"),
+    Case("trailing slash", 404, "not-found", target="/v1/models/", method="GET"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_input_gets_its_answer(server: Server, case: Case) -> None:
+    before = server.metric("signet_rejected_total", reason=case.reason)
+    headers = [*case.headers, *([("Content-Type", case.content_type)] if case.method == "POST" else [])]
+    message = request(case.method, case.target, headers, case.body())
+    server.exchange(message)
+    memory = server.rss_bytes
+    for _ in range(3):
+        reply = server.exchange(message)
+    grown = server.rss_bytes - memory
+
+    assert reply.status == case.status, reply.body
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem = reply.json()
+    assert problem["status"] == case.status
+    assert problem["type"] == f"urn:signet:problem:{case.reason}"
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["error"]
+    assert problem["request_id"] == reply.headers["x-request-id"]
+    assert len(reply.body) < 2000
+    if case.header is not None:
+        assert reply.headers[case.header[0]] == case.header[1]
+    assert server.metric("signet_rejected_total", reason=case.reason) == before + 4
+    assert grown < MEMORY_SLACK_BYTES
+    assert server.classify(JPEG).status_code == 200
+
+
+def test_a_declared_length_above_the_limit_is_refused_unread(server: Server) -> None:
+    reply = server.exchange(request(headers=[("Content-Type", "image/jpeg")], length=1 << 40))
+    assert reply.status == 413
+    assert reply.headers["connection"] == "close"
+    assert reply.json()["type"].endswith("body-too-large")
+
+
+def test_expect_continue_is_not_encouraged_beyond_the_limit(server: Server) -> None:
+    reply = server.exchange(request(headers=[("Expect", "100-continue")], length=1 << 30))
+    assert reply.status == 413
+
+
+def test_a_chunked_body_above_the_limit_is_cut_off(server: Server) -> None:
+    head = request(headers=[("Transfer-Encoding", "chunked"), ("Content-Type", "image/jpeg")], length=-1)
+    memory = server.rss_bytes
+    with server.connection() as sock:
+        sock.sendall(head)
+        piece = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+        for _ in range(5):
+            sock.sendall(piece)
+        from tests.helpers.server import read_reply
+
+        reply = read_reply(sock)
+        assert reply.status == 413
+        assert reply.headers["connection"] == "close"
+        sock.settimeout(5)
+        assert sock.recv(1) == b""
+    assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
+    assert server.classify(JPEG).status_code == 200
+
+
+def test_a_body_that_stops_arriving_gets_408(server: Server) -> None:
+    reply = server.exchange(request(body=JPEG[:1000], length=len(JPEG)))
+    assert reply.status == 408
+    assert reply.headers["connection"] == "close"
+    assert reply.json()["type"].endswith("timeout")
+
+
+def test_a_body_that_ends_early_gets_400(server: Server) -> None:
+    reply = server.exchange(request(body=JPEG[:1000], length=len(JPEG)), half_close=True)
+    assert reply.status == 400
+    assert reply.json()["type"].endswith("bad-request")
+
+
+def test_headers_that_stop_arriving_get_408_and_harm_nobody(server: Server) -> None:
+    with server.connection() as slow:
+        slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: sig")
+        assert server.classify(JPEG).status_code == 200
+        from tests.helpers.server import read_reply
+
+        assert read_reply(slow).status == 408
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        request(headers=[(f"X-{index}", "y" * 1000) for index in range(100)]),
+        request("GET", "/" + "x" * 60_000),
+        b"GET / HTTP/1.1\r\nX-Endless: " + b"y" * 400_000,
+    ],
+    ids=["many headers", "long target", "endless header"],
+)
+def test_a_head_beyond_its_limit_gets_431(server: Server, message: bytes) -> None:
+    reply = server.exchange(message)
+    assert reply.status == 431
+    assert reply.json()["request_id"] == reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(60) + b"\r\n\r\n",
+        request(headers=[("Transfer-Encoding", "chunked")], body=JPEG),
+        request(headers=[("Content-Length", "12")], body=JPEG),
+        request(length=-1, headers=[("Content-Length", "-5")]),
+    ],
+    ids=["TLS hello", "length and chunked", "two lengths", "negative length"],
+)
+def test_what_is_not_sound_http_gets_400(server: Server, message: bytes) -> None:
+    reply = server.exchange(message)
+    assert reply.status == 400
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a\0b.jpg", "x" * 3000, "C:\\\\a.jpg", "\u732b.jpg"])
+def test_file_names_are_not_used(server: Server, name: str) -> None:
+    body = multipart([part("image", JPEG, filename=name)])
+    reply = server.exchange(request(headers=[("Content-Type", MULTIPART)], body=body))
+    assert reply.status == 200, reply.body
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("1 x 1", pictures.png(1, 1)),
+        ("1 x 65,500 JPEG", pictures.encoded(Image.new("RGB", (1, 65_500), (9, 99, 199)), "JPEG")),
+        ("65,500 x 1 PNG", pictures.png(1, 65_500)),
+        ("7,000 x 7,000 of one bit", pictures.encoded(Image.new("1", (7000, 7000)), "PNG")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_odd_shapes_are_answered_in_flat_memory(server: Server, name: str, data: bytes) -> None:
+    server.classify(data)
+    memory = server.rss_bytes
+    for _ in range(3):
+        reply = server.classify(data)
+        assert reply.status_code == 200, name
+    width, height = Image.open(io.BytesIO(data)).size
+    assert reply.json()["image"] == {"width": width, "height": height}
+    assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_is_its_first_frame(server: Server, kind: str) -> None:
+    reply = server.classify(pictures.animation(kind, (255, 0, 0), (0, 0, 255)), model="colour", top_k=1)
+    assert reply.json()["predictions"][0]["label"] == "red"
+
+
+def test_gzip_and_deflate_bodies_are_accepted(server: Server) -> None:
+    plain = server.classify(JPEG).json()["predictions"]
+    for encoding, body in (("gzip", gzip.compress(JPEG)), ("deflate", __import__("zlib").compress(JPEG))):
+        reply = server.client.post("/v1/classify", content=body, headers={"Content-Encoding": encoding})
+        assert reply.json()["predictions"] == plain
+
+
+def test_memory_is_flat_over_all_cases(server: Server) -> None:
+    messages = [request(c.method, c.target, c.headers, c.body()) for c in CASES if c.status in (413, 422)]
+    for message in messages:
+        server.exchange(message)
+    memory = server.rss_bytes
+    for message in messages:
+        assert server.exchange(message).status < 500
+    assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
+    assert server.metric("signet_in_flight") == 1  # the scrape itself
+    assert server.metric("signet_queue_images") == 0

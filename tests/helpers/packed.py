@@ -1,0 +1,107 @@
+"""Small packed models with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.packing.file import InputSpec, PackedFile, PackedHeader, Resize, Sizes, write
+from models.packing.graph import BinaryConv2d, Conv2d, GlobalAvgPool, Graph, Threshold, words
+
+LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def header(
+    graph: Graph, tensors: dict[str, np.ndarray[Any, Any]], side_px: int = 32, labels: list[str] | None = None
+) -> PackedHeader:
+    return PackedHeader(
+        architecture="random",
+        task="classification",
+        input=InputSpec(
+            height=side_px, width=side_px, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), resize=Resize(mode="crop")
+        ),
+        graph=graph,
+        labels=labels or LABELS,
+        provenance={"recipe": "random weights", "metrics": {"top1": 0.1}},
+        sizes=Sizes(packed_bytes=sum(t.nbytes for t in tensors.values()), float32_bytes=40_000),
+    )
+
+
+def write_random(path: Path, seed: int = 0, channels: int = 70) -> PackedFile:
+    """conv2d -> threshold -> binary_conv2d -> global_avg_pool -> conv2d over ten labels, for 32 x 32 pixels."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (channels, 3, 3, words(channels) * 64), dtype=np.uint8)
+    bits[..., channels:] = 0
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "stem": rng.normal(0, 0.3, (channels, 3, 3, 3)).astype(np.float32),
+        "threshold": rng.normal(0, 0.3, channels).astype(np.float32),
+        "body": np.packbits(bits, axis=-1, bitorder="little").view(np.uint64),
+        "scale": rng.uniform(0.01, 0.1, channels).astype(np.float32),
+        "head": rng.normal(0, 0.3, (10, 1, 1, channels)).astype(np.float32),
+        "bias": rng.normal(0, 0.1, 10).astype(np.float32),
+    }
+    graph = Graph(
+        ops=[
+            Conv2d(output="a", input="image", weight="stem", out_channels=channels, kernel=(3, 3), padding=(1, 1)),
+            Threshold(output="b", input="a", threshold="threshold"),
+            BinaryConv2d(
+                output="c",
+                input="b",
+                weight="body",
+                out_channels=channels,
+                kernel=(3, 3),
+                padding=(1, 1),
+                stride=(2, 2),
+                scale="scale",
+            ),
+            GlobalAvgPool(output="d", input="c"),
+            Conv2d(output="e", input="d", weight="head", out_channels=10, kernel=(1, 1), bias="bias"),
+        ],
+        outputs={"logits": "e"},
+    )
+    return write(path, header(graph, tensors), tensors)
+
+
+def write_colour(path: Path) -> PackedFile:
+    """A model whose logits are ten times the picture's mean red, green and blue: it tells colours."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {"head": 10 * np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)}
+    graph = Graph(
+        ops=[
+            GlobalAvgPool(output="mean", input="image"),
+            Conv2d(output="logits", input="mean", weight="head", out_channels=3, kernel=(1, 1)),
+        ],
+        outputs={"logits": "logits"},
+    )
+    described = header(graph, tensors, labels=["red", "green", "blue"])
+    plain = described.input.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    return write(path, described.model_copy(update={"input": plain}), tensors)
+
+
+def write_slow(path: Path, layers: int = 8, side_px: int = 192) -> PackedFile:
+    """Real convolutions over a large picture: one answer takes a noticeable part of a second."""
+    channels = 48
+    weight = np.zeros((channels, 3, 3, channels), np.float32)
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "stem": np.zeros((channels, 3, 3, 3), np.float32),
+        "head": np.zeros((10, 1, 1, channels), np.float32),
+    }
+    ops: list[Any] = [
+        Conv2d(output="x0", input="image", weight="stem", out_channels=channels, kernel=(3, 3), padding=(1, 1))
+    ]
+    for index in range(layers):
+        tensors[f"body{index}"] = weight
+        ops.append(
+            Conv2d(
+                output=f"x{index + 1}",
+                input=f"x{index}",
+                weight=f"body{index}",
+                out_channels=channels,
+                kernel=(3, 3),
+                padding=(1, 1),
+            )
+        )
+    ops.append(GlobalAvgPool(output="mean", input=f"x{layers}"))
+    ops.append(Conv2d(output="logits", input="mean", weight="head", out_channels=10, kernel=(1, 1)))
+    return write(path, header(Graph(ops=ops, outputs={"logits": "logits"}), tensors, side_px), tensors)

@@ -1,0 +1,102 @@
+"""A run is reproducible, resumable at any point, and leaves files that say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from models.networks import restore
+from training import train as training
+from training.checkpoints import Checkpoints
+from training.errors import TrainingError
+from training.recipe import Recipe, check_recipe
+from training.reporting import EPOCHS_FILE, read_epochs
+
+Raw = dict[str, Any]
+
+
+def recipe_of(raw: Raw, **changes: Any) -> Recipe:
+    return check_recipe({**raw, "training": {**raw["training"], **changes}}, "test")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(path, weights_only=True)["state_dict"])
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    a, b = weights(left), weights(right)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+class SignalAt(Callback):
+    """Pretends that a signal came in a certain place."""
+
+    def __init__(self, checkpoints: Checkpoints, where: str, epoch: int, batch: int) -> None:
+        self.checkpoints, self.where, self.epoch, self.batch = checkpoints, where, epoch, batch
+
+    def _at(self, where: str, trainer: Any, batch_idx: int) -> None:
+        if (where, trainer.current_epoch, batch_idx) == (self.where, self.epoch, self.batch):
+            self.checkpoints.receive(15)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._at("train", trainer, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._at("validate", trainer, batch_idx)
+
+
+@contextmanager
+def signal_at(where: str, epoch: int, batch: int) -> Iterator[None]:
+    """Interrupt a run at (train or validate, epoch, batch)."""
+    original = training.make_trainer
+
+    def with_signal(recipe: Recipe, folder: Path, callbacks: list[Callback]) -> Any:
+        checkpoints = next(one for one in callbacks if isinstance(one, Checkpoints))
+        return original(recipe, folder, [*callbacks, SignalAt(checkpoints, where, epoch, batch)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_trainer", with_signal)
+        yield
+
+
+def test_one_seed_gives_one_result(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    outcomes = [
+        training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / name) for name in ("a", "b")
+    ]
+    assert outcomes[0].metrics["train_loss"] == outcomes[1].metrics["train_loss"]
+    assert_same_weights(outcomes[0].last, outcomes[1].last)
+    other = check_recipe({**raw_recipe, "seed": 4}, "test")
+    third = training.train(other, data_root=cifar_batches, output=tmp_path / "c")
+    assert third.metrics["train_loss"] != outcomes[0].metrics["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("where", "epoch", "batch"),
+    [("train", 0, 0), ("train", 1, 2), ("train", 1, 3), ("validate", 0, 1), ("validate", 1, 3), ("train", 2, 1)],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    where: str, epoch: int, batch: int, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    recipe = recipe_of(raw_recipe, epochs=3)
+    whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole")
+    with signal_at(where, epoch, batch):
+        parts = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts")
+    assert parts.signal == 15
+    resumed = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts", resume="auto")
+    assert resumed.signal is None
+    assert_same_weights(whole.last, resumed.last)
+    assert resumed.best_top1 == whole.best_top1
+    tables = [read_epochs(tmp_path / name / EPOCHS_FILE) for name in ("whole", "parts")]
+    assert [row["epoch"] for row in tables[1]] == ["1", "2", "3"]
+    for name in ("step", "learning_rate", "val_top1", "val_top5", "val_loss"):
+        assert [row[name] for row in tables[0]] == [row[name] for row in tables[1]]

@@ -1,0 +1,110 @@
+"""Saving a run: after each epoch, where it was best, and when a signal asks it to end."""
+
+# ruff: noqa: ARG002 - hooks have the parameters that Lightning passes
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """A signal ended the run after its checkpoint was saved. `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class Checkpoints(Callback):
+    """Saves `last.ckpt` after each epoch, `best.ckpt` where `metric` was highest, and `last.ckpt` at a signal.
+
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current batch or validation; a second one ends it at
+    once. A file is replaced whole or not at all, so a crash while saving leaves the one before.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder, metric
+        self.best: float | None = None
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"metric": self.metric, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best value so far."""
+        self.best = state_dict["best"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics with the weights that they were measured on."""
+        checkpoint["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals (possible in the main thread alone)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self.receive)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End here if a signal came, unless the epoch is about to end anyway: then after its validation."""
+        if not trainer.is_last_batch:
+            self._end_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last, and the best if it is; end here if a signal came."""
+        value = trainer.callback_metrics.get(self.metric)
+        improved = value is not None and (self.best is None or float(value) > self.best)
+        if value is not None and improved:
+            self.best = float(value)
+        self._save(trainer)
+        if improved and trainer.is_global_zero:
+            partial = self.folder / (BEST + ".partial")
+            shutil.copyfile(self.folder / LAST, partial)
+            partial.replace(self.folder / BEST)
+        self._end_if_asked(trainer, saved=True)
+
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        """Remember a signal; the second one takes its usual effect."""
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+        print("\nsignet: saving after this batch or validation; once more ends at once", file=sys.stderr, flush=True)
+
+    def _end_if_asked(self, trainer: Trainer, *, saved: bool = False) -> None:
+        asked = self.received is not None
+        if trainer.world_size > 1:  # all processes end at the same batch, whichever got the signal first
+            asked = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+        if not asked:
+            return
+        if not saved:
+            self._save(trainer)
+        raise Interrupted(self.received or signal.SIGTERM)
+
+    def _save(self, trainer: Trainer) -> None:
+        partial = self.folder / (LAST + ".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.folder / LAST)

@@ -1,0 +1,167 @@
+"""Top-1 and top-5 of a checkpoint or a packed file on the validation images of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from models.networks import restore
+from models.packing.file import InputSpec, PackedFileError, PackedHeader
+from models.packing.file import read as read_packed
+from training.classification import count
+from training.data import catalog
+from training.data.dataset import Dataset, Pixels
+from training.data.loaders import FileLoader, Loader, MemoryLoader
+from training.data.plan import BatchPlan
+from training.errors import TrainingError
+from training.recipe import DataConfig, ImageFolderData, check_recipe
+from training.train import load_checkpoint
+
+PACKED_SUFFIX = ".safetensors"
+DATA_CONFIG: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 in per cent over `images` pictures, and the mean cross entropy."""
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %  top-5 {self.top5:.2f} %  n = {self.images}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, whatever file it came from: uint8 [N, H, W, 3] -> logits [N, classes]."""
+
+    predict: Predict
+    class_names: tuple[str, ...]
+    input: InputSpec
+    data: DataConfig | None
+
+
+def evaluate(
+    path: Path,
+    *,
+    data_root: Path | None = None,
+    data: DataConfig | None = None,
+    limit: int | None = None,
+    batch_size: int = 100,
+) -> Accuracy:
+    """Measure a checkpoint (in float32, with torch) or a packed file (with the xnor engine).
+
+    Both see the very same uint8 images, those of the recipe's validation split, so their figures compare.
+
+    Parameters
+    ----------
+    data_root : where the data set lies.
+    data : another data set than the recipe's; its classes must have the same names.
+    limit : measure on the first so many images alone.
+
+    Raises TrainingError for what the user can put right.
+    """
+    trained = load(path)
+    data = data or trained.data
+    if data is None:
+        raise TrainingError(f"{path}: provenance.recipe.data: is missing, so give the recipe whose data set to use")
+    dataset = catalog.load(data, data_root)
+    if dataset.class_names != trained.class_names:
+        raise TrainingError(
+            f"{path}: has the {len(trained.class_names)} classes {_some(trained.class_names)}; the data set "
+            f"{dataset.name} has the {len(dataset.class_names)} classes {_some(dataset.class_names)}"
+        )
+    side_px, expected_px = dataset.input.height, trained.input.height
+    if side_px != expected_px:
+        raise TrainingError(f"{path}: takes images of {expected_px} px; {dataset.name} gives {side_px} px")
+    return measure(trained.predict, _loader(dataset, data, limit, batch_size))
+
+
+def measure(predict: Predict, loader: Loader) -> Accuracy:
+    """Count right answers over one epoch of `loader`."""
+    totals = torch.zeros(4, dtype=torch.float64)
+    for images, labels in loader:
+        totals += count(predict(images), labels)
+    images_seen, top1, top5, loss = totals.tolist()
+    return Accuracy(int(images_seen), 100 * top1 / images_seen, 100 * top5 / images_seen, loss / images_seen)
+
+
+def load(path: Path) -> Trained:
+    """A checkpoint (`.ckpt`) or packed file (`.safetensors`), ready to predict."""
+    return _load_packed(path) if path.suffix == PACKED_SUFFIX else _load_checkpoint(path)
+
+
+def _load_checkpoint(path: Path) -> Trained:
+    content = load_checkpoint(path)
+    parameters = content["hyper_parameters"]
+    recipe = check_recipe(parameters["recipe"], f"{path}: hyper_parameters.recipe")
+    prefix = "network."
+    state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items()}
+    spec = InputSpec.model_validate(parameters["input"])
+    try:
+        network = restore(recipe.model, state)
+    except RuntimeError as error:
+        raise TrainingError(f"{path}: state_dict: {str(error).splitlines()[0]}") from error
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> Tensor:
+        x = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        logits: Tensor = network(x)
+        return logits
+
+    return Trained(predict, tuple(parameters["class_names"]), spec, recipe.data)
+
+
+def _load_packed(path: Path) -> Trained:
+    try:
+        header = read_packed(path).header
+    except PackedFileError as error:
+        raise TrainingError(str(error)) from error
+    if header.task != "classification" or not header.labels:
+        raise TrainingError(f"{path}: task: is {header.task!r}, expected 'classification'")
+    try:
+        from models.xnor import Session
+    except ImportError as error:
+        raise TrainingError(f"{path}: needs the compiled xnor engine, which is missing ({error})") from error
+    session = Session.load(path)
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(images.numpy())["logits"])
+
+    return Trained(predict, tuple(header.labels), header.input, _packed_data(path, header))
+
+
+def _packed_data(path: Path, header: PackedHeader) -> DataConfig | None:
+    recipe = header.provenance.get("recipe")
+    if not isinstance(recipe, dict) or "data" not in recipe:
+        return None
+    try:
+        return DATA_CONFIG.validate_python(recipe["data"])
+    except ValidationError as error:
+        raise TrainingError(f"{path}: provenance.recipe.data: {error.errors()[0]['msg']}") from error
+
+
+def _loader(dataset: Dataset, config: DataConfig, limit: int | None, batch_size: int) -> Loader:
+    split = dataset.validation
+    length = min(len(split), limit or len(split))
+    plan = BatchPlan(length, batch_size, shuffle=False)
+    if isinstance(split, Pixels):
+        return MemoryLoader(split, plan)
+    short_side = dataset.input.resize.short_side_px or dataset.input.height
+    workers = config.workers if isinstance(config, ImageFolderData) else 0
+    return FileLoader(split, plan, side=dataset.input.height, short_side=short_side, workers=workers)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
