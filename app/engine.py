@@ -1,4 +1,7 @@
-"""How the service opens a packed file: the one place that knows the engine."""
+"""How the service opens packed files and counts CPUs: the one place that knows the engine.
+
+The engine's extension is imported when a function runs, so that help texts and settings work without it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import Path
 from app.repository import Session
 
 
-def loader(threads: int) -> Callable[[Path], Session]:
-    """A function that loads a packed file into an engine session of `threads` threads."""
+def loader(threads: int | None) -> Callable[[Path], Session]:
+    """A function that loads a packed file into a session that computes with `threads` threads (None: all CPUs)."""
 
     def load(path: Path) -> Session:
         from models.xnor import Session as EngineSession
@@ -17,3 +20,10 @@ def loader(threads: int) -> Callable[[Path], Session]:
         return EngineSession.load(path, threads=threads)
 
     return load
+
+
+def available_cpus() -> int:
+    """CPUs that affinity and cgroup quota grant to this process."""
+    from models.xnor.cpu import default_threads
+
+    return default_threads()

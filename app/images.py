@@ -52,7 +52,8 @@ _URL = re.compile(
     rb'\s*(?:[\[{]\s*)?(?:"[^"]{0,64}"\s*:\s*\[?\s*|[\w-]{1,64}=)?"?(?:https?|ftp|file|s3|gs|data)(?::|%3A)', re.I
 )
 
-# The limit on pixels is ours and is checked first; Pillow's warning would only repeat it on stderr.
+# Pillow warns of large pictures and of damaged metadata: nothing for a log, and what a client can write to it, it will.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 

@@ -14,8 +14,7 @@ from fastapi.responses import HTMLResponse
 from app import problems
 from app.api.documentation import add_problem_schema
 from app.api.routes import classify, models, operations
-from app.cpus import available_cpus
-from app.engine import loader
+from app.engine import available_cpus, loader
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics, program_version
 from app.middleware import Guard, Observe
@@ -34,13 +33,13 @@ SWAGGER_CSP = (
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Put a service together. Its models are loaded when the server starts it, before the first request."""
     settings = settings or Settings()
-    metrics, lifecycle, cpus = Metrics(), Lifecycle(), available_cpus()
-    repository = Repository(settings.models, loader(settings.threads), settings.default_model)
+    metrics, lifecycle, threads = Metrics(), Lifecycle(), settings.threads or available_cpus()
+    repository = Repository(settings.models, loader(threads), settings.default_model)
     scheduler = Scheduler(
         capacity=settings.max_queue_images,
         deadline_s=settings.queue_deadline_ms / 1000,
-        decode_threads=settings.decode_threads or cpus,
-        workers=settings.workers or cpus,
+        decode_threads=settings.decode_threads or available_cpus(),
+        workers=settings.workers or threads,
     )
     metrics.watch(repository, lambda: scheduler.admitted)
 
@@ -57,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json" if settings.docs else None,
+        openapi_url=None,
         redirect_slashes=False,
     )
     app.state.settings, app.state.lifecycle = settings, lifecycle
@@ -75,12 +74,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _add_docs(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        return app.openapi_schema or add_problem_schema(generate())
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = add_problem_schema(app.openapi())
+        return app.openapi_schema
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -130,7 +130,6 @@ class Guard:
             return
         self.lifecycle.in_flight += 1
         try:
-            upload.check_length()
             await self.app(scope, upload.receive, upload.send)
         except ServiceError as error:
             await problems.from_error(trace_of(scope), error)(scope, receive, upload.send)
@@ -154,8 +153,7 @@ class _Upload:
         self._closing = False
         self._deadline = time.monotonic() + settings.body_timeout_s
 
-    def check_length(self) -> None:
-        """Refuse a body by its declared length, before any of it is read."""
+    def _check_length(self) -> None:
         declared = self._headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self._settings.max_body_bytes:
             raise self._too_large()
@@ -165,9 +163,14 @@ class _Upload:
         return ServiceError(Problem.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.", close=True)
 
     async def receive(self) -> Message:
-        """The next piece of the body. Raises ServiceError where a limit is passed."""
+        """The next piece of the body; none of one whose declared length is too large.
+
+        Raises ServiceError where a limit is passed.
+        """
         if self._complete:
             return await self._receive()
+        if not self._bytes:
+            self._check_length()
         try:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 message = await self._receive()

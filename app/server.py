@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app import logs, problems
+from app import logs, memory, problems
 from app.errors import Problem, ServiceError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -159,6 +159,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Serve until a signal ends it; returns the process's exit status."""
     logs.configure(settings.log_level)
+    memory.return_large_blocks()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -64,13 +64,14 @@ class Settings(BaseSettings):
     queue_deadline_ms: Annotated[int, Field(ge=1)] = 5000
     """Longest wait of an admitted image; past it the answer is 504 and nothing is computed."""
 
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Images computed at once, each in a thread; the default is the CPUs that this process may use."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads that compute at once in a model: one image alone uses all, many images one each. The default is the CPUs
+    that this process may use."""
 
-    threads: Annotated[int, Field(ge=1)] = 1
-    """Threads that share the computation of one image."""
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Images that are handed to the engine at once; the default is `threads`."""
 
-    decode_threads: Annotated[int, Field(ge=1)] | None = None
+    decode_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Pictures decoded at once; the default is the CPUs that this process may use."""
 
     drain_timeout_s: Annotated[int, Field(ge=1)] = 25

@@ -27,7 +27,8 @@ class Classifier(LightningModule):
     `state_dict` (the network's names prefixed by `network.`) and `hyper_parameters` with `recipe`,
     `class_names`, `input` (an InputSpec) and `provenance`, from which the network is built again.
 
-    Logged metrics: `train_loss` (also each step's), `train_top1`, `val_loss`, `val_top1`, `val_top5` (per cent), `learning_rate`.
+    Logged metrics: `learning_rate`, `train_loss` (also each step's), `train_top1`, `val_loss`, `val_top1`,
+    `val_top5`; the accuracies in per cent.
     """
 
     pixel_scale: Tensor

@@ -24,6 +24,7 @@ from training.errors import TrainingError
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+EXPECTED = ", expected "
 SidePx = Annotated[int, Field(ge=8, le=4096)]
 
 
@@ -213,8 +214,14 @@ def check_recipe(raw: Mapping[str, Any], source: str, overrides: Sequence[str] =
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(dict(mistake), source, overrides) for mistake in error.errors(include_url=False)]
-        raise TrainingError("\n".join(lines)) from None
+        # Of a union each variant complains: those lines become one.
+        lines: dict[str, list[str]] = {}
+        for mistake in error.errors(include_url=False):
+            line = _explain(dict(mistake), source, overrides)
+            head, _, expectation = line.partition(EXPECTED)
+            lines.setdefault(head, []).append(expectation)
+        told = (head + EXPECTED + " or ".join(e) if any(e) else head for head, e in lines.items())
+        raise TrainingError("\n".join(told)) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -47,6 +47,15 @@ class Outcome:
     signal: int | None = None
 
 
+class ValidateAtEnd(pl.Callback):
+    """Has the last epoch validated, whatever `validate_every` says."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Set it in each batch, so that it also holds where a resumed run begins inside the last epoch."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
 def train(
     recipe: Recipe, *, data_root: Path | None = None, output: Path | None = None, resume: str | None = None
 ) -> Outcome:
@@ -74,9 +83,9 @@ def train(
         recipe.plain(), dataset.class_names, dataset.input.model_dump(mode="json"), _provenance(dataset)
     )
     checkpoints = Checkpoints(folder, METRIC)
-    trainer = make_trainer(
-        recipe, folder, [checkpoints, Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)]
-    )
+    reporter = Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)
+    # The reporter first: it writes the epoch's line before a signal ends the run at the epoch's checkpoint.
+    trainer = make_trainer(recipe, folder, [ValidateAtEnd(), reporter, checkpoints])
     number = None
     try:
         trainer.fit(module, ClassificationData(dataset, recipe), ckpt_path=checkpoint, weights_only=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Server:
 
     def __init__(self, models: Path, **settings: object) -> None:
         self.port = free_port()
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNET_")}
         if "SIGNET_ISA" in os.environ:
             environment["SIGNET_ISA"] = os.environ["SIGNET_ISA"]
@@ -91,12 +92,10 @@ class Server:
         return total
 
     def classify(self, data: bytes, **parameters: Any) -> httpx.Response:
-        return self.client.post(
-            "/v1/classify", content=data, params=parameters, headers={"Content-Type": "image/jpeg"}
-        )
+        return self.client.post("/v1/classify", content=data, params=parameters, headers={"Content-Type": "image/jpeg"})
 
     @contextmanager
-    def connection(self) -> Any:
+    def connection(self) -> Iterator[socket.socket]:
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as sock:
             yield sock
 
@@ -122,6 +121,14 @@ class Server:
             self.process.kill()
         self.process.wait(10)
         self.log.close()
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait for what happens just after an answer was sent, such as its line in the log."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def read_reply(sock: socket.socket) -> Reply:

@@ -100,3 +100,98 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [row["epoch"] for row in tables[1]] == ["1", "2", "3"]
     for name in ("step", "learning_rate", "val_top1", "val_top5", "val_loss"):
         assert [row[name] for row in tables[0]] == [row[name] for row in tables[1]]
+
+
+def test_a_checkpoint_is_plain_data_and_builds_its_network(
+    cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    recipe = recipe_of(raw_recipe, epochs=1)
+    outcome = training.train(recipe, data_root=cifar_batches, output=tmp_path)
+    content = torch.load(outcome.best or tmp_path, weights_only=True)
+    parameters = content["hyper_parameters"]
+    assert check_recipe(parameters["recipe"], "checkpoint") == training.fit_to_data(
+        recipe, training.catalog.load(recipe.data, cifar_batches)
+    )
+    assert len(parameters["class_names"]) == 10
+    assert parameters["input"]["height"] == 32
+    assert parameters["provenance"]["train_images"] == 80
+    assert content["metrics"]["val_top1"] == outcome.metrics["val_top1"]
+    prefix = "network."
+    state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items()}
+    network = restore(check_recipe(parameters["recipe"], "checkpoint").model, state)
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_options_that_change_how_but_not_what_is_computed(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    """Two half batches accumulated are one batch but for batch norm's statistics: the loss is near, not equal."""
+    whole = training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "whole")
+    parts = training.train(recipe_of(raw_recipe, accumulate=2), data_root=cifar_batches, output=tmp_path / "parts")
+    assert torch.load(parts.last, weights_only=True)["global_step"] == 8
+    assert parts.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=0.5)
+    assert parts.metrics["learning_rate"] == whole.metrics["learning_rate"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_other_optimisers_schedules_and_bf16_train(
+    optimizer: str, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    recipe = recipe_of(
+        raw_recipe,
+        optimizer=optimizer,
+        schedule="cosine",
+        precision="bf16-mixed",
+        gradient_clip=1.0,
+        label_smoothing=0.1,
+        learning_rate=0.02,
+        epochs=3,
+        validate_every=2,
+    )
+    outcome = training.train(recipe, data_root=cifar_batches, output=tmp_path)
+    rows = read_epochs(tmp_path / EPOCHS_FILE)
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert ["val_top1" in row for row in rows] == [False, True, True]
+    assert outcome.best is not None
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    recipe = recipe_of(raw_recipe, epochs=1)
+    training.train(recipe, data_root=cifar_batches, output=tmp_path)
+    with pytest.raises(TrainingError, match="holds a run already; continue it with --resume auto"):
+        training.train(recipe, data_root=cifar_batches, output=tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    recipe = recipe_of(raw_recipe, epochs=1)
+    training.train(recipe, data_root=cifar_batches, output=tmp_path)
+    other = check_recipe({**raw_recipe, "model": {**raw_recipe["model"], "depth": 34}}, "test")
+    with pytest.raises(TrainingError, match=r"last\.ckpt: was trained with model\.depth 18; the recipe says 34"):
+        training.train(other, data_root=cifar_batches, output=tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_file_that_is_no_checkpoint_is_named(
+    content: bytes | None, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    path = tmp_path / "some.ckpt"
+    if content is None:
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"some\.ckpt: "):
+        training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "run", resume=str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"classes": 7}}, r"model\.classes: is 7, but the data set cifar10 has 10"),
+        ({"model": {"input_size": 64}}, r"model\.input_size: is 64, but the data set cifar10 has 32"),
+        ({"training": {"batch_size": 100}}, r"training\.batch_size: 100 is more than the 80 training images"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_its_data(
+    changes: dict[str, Raw], message: str, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    raw = {**raw_recipe, **{part: {**raw_recipe[part], **fields} for part, fields in changes.items()}}
+    with pytest.raises(TrainingError, match=message):
+        training.train(check_recipe(raw, "test"), data_root=cifar_batches, output=tmp_path)

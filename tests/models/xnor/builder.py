@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.packing.file import InputSpec, PackedFile, PackedHeader, Sizes, write
+from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
 from models.packing.graph import Graph, words
 
 
@@ -58,27 +58,32 @@ class Builder:
     def write(
         self,
         path: Path,
-        logits: str,
-        labels: int,
+        output: str,
+        channels: int,
         size: tuple[int, int],
-        mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        std: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        *,
+        labels: bool = False,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        more: dict[str, str] | None = None,
     ) -> PackedFile:
-        """A classification file whose `logits` are the value of that name."""
+        """A file whose output is the value `output`: `logits` where it has labels, else `heatmaps` (any map)."""
+        names = [str(i) for i in range(channels)]
         header = PackedHeader(
             architecture="test",
-            task="classification",
+            task="classification" if labels else "pose",
             input=InputSpec(height=size[0], width=size[1], mean=mean, std=std),
-            graph=Graph.model_validate({"ops": self.ops, "outputs": {"logits": logits}}),
-            labels=[str(i) for i in range(labels)],
+            graph=Graph.model_validate(
+                {"ops": self.ops, "outputs": {"logits" if labels else "heatmaps": output, **(more or {})}}
+            ),
+            labels=names if labels else None,
+            keypoints=None if labels else Keypoints(names=names, skeleton=[], flip_pairs=[]),
             sizes=Sizes(packed_bytes=0, float32_bytes=0),
         )
         return write(path, header, self.tensors)
 
 
-def add_resnet18(
-    builder: Builder, rng: np.random.Generator, *, classes: int, small_stem: bool, width: int = 64
-) -> str:
+def add_resnet18(builder: Builder, rng: np.random.Generator, *, classes: int, small_stem: bool, width: int = 64) -> str:
     """A ResNet-18 of random weights: real stem, shortcuts and head, binary 3x3 convolutions; returns the logits."""
 
     def real(x: str, out: int, channels: int, kernel: int, stride: int = 1, bias: bool = True) -> str:

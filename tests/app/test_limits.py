@@ -1,0 +1,157 @@
+"""Admission, deadlines, clients that leave, and the orderly end, with a model that is slow on purpose."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import pictures
+from tests.helpers.requests import request
+from tests.helpers.server import Server, eventually, read_reply
+
+PNG = pictures.png(32, 32)
+ONE_AT_A_TIME = {"workers": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def answer_s(slow_zoo: Path) -> float:
+    """Seconds that the slow model takes for one answer."""
+    from models.xnor import Session
+
+    session = Session.load(slow_zoo / "slow" / "1" / "model.safetensors", threads=1)
+    images = pictures.random_pixels(192, 192)[None]
+    session.run(images)
+    begun = time.monotonic()
+    session.run(images)
+    return time.monotonic() - begun
+
+
+@pytest.fixture
+def narrow(slow_zoo: Path) -> Iterator[Server]:
+    """A service that admits two images."""
+    running = Server(slow_zoo, max_queue_images=2, **ONE_AT_A_TIME)
+    yield running
+    running.close()
+
+
+def test_a_full_queue_answers_429_at_once(narrow: Server, answer_s: float) -> None:
+    with ThreadPoolExecutor(12) as clients:
+        replies = list(clients.map(lambda _: narrow.classify(PNG), range(12)))
+    statuses = Counter(reply.status_code for reply in replies)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] >= 2
+    for reply in replies:
+        if reply.status_code == 429:
+            assert reply.json()["type"].endswith("queue-full")
+            assert int(reply.headers["retry-after"]) >= 1
+    eventually(lambda: narrow.metric("signet_rejected_total", reason="queue-full") == statuses[429])
+    assert narrow.metric("signet_queue_images") == 0
+    assert narrow.classify(PNG).status_code == 200
+
+
+def test_a_deadline_that_passed_in_the_queue_answers_504_uncomputed(slow_zoo: Path, answer_s: float) -> None:
+    running = Server(slow_zoo, queue_deadline_ms=max(1, int(answer_s * 500)), **ONE_AT_A_TIME)
+    try:
+        with ThreadPoolExecutor(8) as clients:
+            replies = list(clients.map(lambda _: running.classify(PNG), range(8)))
+        statuses = Counter(reply.status_code for reply in replies)
+        assert set(statuses) == {200, 504}
+        late = next(reply for reply in replies if reply.status_code == 504)
+        assert late.json()["type"].endswith("deadline")
+        eventually(lambda: running.metric("signet_rejected_total", reason="deadline") == statuses[504])
+        assert running.metric("signet_images_total", model="slow") == statuses[200]
+        assert running.classify(PNG).status_code == 200
+    finally:
+        running.close()
+
+
+def test_a_client_that_left_costs_nothing_more(slow_zoo: Path, answer_s: float) -> None:
+    running = Server(slow_zoo, **ONE_AT_A_TIME)
+    try:
+        with ThreadPoolExecutor(1) as clients:
+            first = clients.submit(running.classify, PNG)
+            eventually(lambda: running.metric("signet_queue_images") >= 1)
+            for _ in range(5):
+                with running.connection() as sock:
+                    sock.sendall(request(body=PNG))
+                    time.sleep(0.01)
+            assert first.result().status_code == 200
+        eventually(lambda: running.metric("signet_rejected_total", reason="client-gone") >= 4)
+        eventually(lambda: running.metric("signet_in_flight") == 1)
+        assert running.metric("signet_queue_images") == 0
+        assert running.metric("signet_images_total", model="slow") <= 2
+        assert running.classify(PNG).status_code == 200
+    finally:
+        running.close()
+
+
+def test_bodies_in_memory_are_bounded_over_all_requests(slow_zoo: Path) -> None:
+    running = Server(slow_zoo, max_buffered_bytes=3 << 20, max_body_bytes=2 << 20, body_timeout_s=5)
+    try:
+        with running.connection() as one, running.connection() as two:
+            for sock in (one, two):
+                sock.sendall(request(body=bytes(1 << 20), length=2 << 20))
+            reply = running.classify(bytes(3 << 19))
+            assert reply.status_code == 429
+            assert reply.headers["retry-after"] == "1"
+        eventually(lambda: running.classify(PNG).status_code == 200)
+    finally:
+        running.close()
+
+
+def test_while_draining_new_requests_get_503_and_accepted_ones_their_answer(slow_zoo: Path) -> None:
+    running = Server(slow_zoo, drain_delay_s=1, body_timeout_s=10)
+    try:
+        with running.connection() as accepted, running.connection() as idle:
+            message = request(body=PNG)
+            accepted.sendall(message[:-20])
+            idle.sendall(request("GET", "/livez"))
+            assert read_reply(idle).status == 200
+            running.process.send_signal(signal.SIGTERM)
+            eventually(lambda: any(event["event"] == "draining" for event in running.log_events()))
+            refused = running.exchange(request(body=PNG))
+            assert refused.status == 503
+            assert refused.headers["connection"] == "close"
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["type"].endswith("draining")
+            idle.sendall(request(body=PNG))
+            assert read_reply(idle).status == 503
+            assert running.exchange(request("GET", "/readyz")).status == 503
+            assert running.exchange(request("GET", "/livez")).status == 200
+            accepted.sendall(message[-20:])
+            assert read_reply(accepted).status == 200
+        assert running.process.wait(20) == 0
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_leaves_no_accepted_request_unanswered(slow_zoo: Path, signal_number: int) -> None:
+    running = Server(slow_zoo)
+    try:
+        with ThreadPoolExecutor(6) as clients:
+            pending = [clients.submit(running.classify, PNG) for _ in range(6)]
+            eventually(lambda: running.metric("signet_in_flight") >= 7)
+            running.process.send_signal(signal_number)
+            statuses = {future.result().status_code for future in pending}
+        assert statuses == {200}
+        assert running.process.wait(20) == 0
+        assert running.log_events()[-1]["event"].startswith("Finished server process")
+    finally:
+        running.close()
+
+
+def test_a_port_in_use_is_a_clear_failure(narrow: Server) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(narrow.port), "--models", "/nonexistent"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode != 0
+    assert "address already in use" in ended.stderr.lower()
