@@ -93,7 +93,7 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
 };
 
-#include "kernels.inl"
+#include "kernels_body.h"
 
 }  // namespace
 

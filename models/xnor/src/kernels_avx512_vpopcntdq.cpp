@@ -36,7 +36,7 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };
 
-#include "kernels.inl"
+#include "kernels_body.h"
 
 }  // namespace
 

@@ -138,7 +138,7 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+m"(x)); }
 };
 
-#include "kernels.inl"
+#include "kernels_body.h"
 
 }  // namespace
 

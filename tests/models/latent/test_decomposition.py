@@ -113,7 +113,7 @@ def test_truncated_tucker_error_falls_with_rank_and_is_within_the_hosvd_bound():
     for share in (0.25, 0.5, 0.75, 1.0):
         module = TuckerLatent(w, share)
         errors.append((module.to_tensor() - w).norm().item())
-        # De Lathauwer et al. 2000, property 10: the squared error is at most the sum of dropped squared singular values.
+        # De Lathauwer et al. 2000, property 10: at most the sum of the dropped squared singular values.
         dropped = sum(
             (np.linalg.svd(unfold(w.numpy(), mode), compute_uv=False)[r:] ** 2).sum()
             for mode, r in enumerate(module.rank)
@@ -143,8 +143,10 @@ def test_rank_means_what_it_says(latent, shape, rank, expected):
 
 @pytest.mark.parametrize(
     ("latent", "rank"),
-    [(MatrixLatent, 0), (MatrixLatent, -0.5), (MatrixLatent, (2, 2)), (TuckerLatent, 0.0), (TuckerLatent, 1.5)]
-    + [(TuckerLatent, 3), (TuckerLatent, (1, 2)), (TuckerLatent, (17, 8, 3, 3)), (TuckerLatent, (0, 8, 3, 3))],
+    [
+        *[(MatrixLatent, rank) for rank in (0, -0.5, (2, 2))],
+        *[(TuckerLatent, rank) for rank in (0.0, 1.5, 3, (1, 2), (17, 8, 3, 3), (0, 8, 3, 3))],
+    ],
 )
 def test_senseless_rank_is_refused(latent, rank):
     with pytest.raises(ValueError, match="rank"):
