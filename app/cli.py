@@ -128,7 +128,7 @@ def list_models(models: Models = None) -> None:
     rows = [("NAME", "VERSION", "STATE", "TASK", "PACKED", "FLOAT32")]
     for entry in repository:
         if entry.session is None:
-            rows.append((entry.name, str(entry.version), entry.state, entry.error or "", "", ""))
+            rows.append((entry.name, str(entry.version), entry.state, f"{entry.path}: {entry.error}", "", ""))
             continue
         header = entry.session.file.header
         sizes = header.sizes

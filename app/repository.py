@@ -68,7 +68,7 @@ class Version:
     ----------
     path : the packed file.
     session : the engine session, while `state` is READY.
-    error : why it cannot serve, while `state` is FAILED.
+    error : why it cannot serve, while `state` is FAILED; names no folder, as clients may read it.
     load_s : seconds that loading and warming took.
     """
 
@@ -83,7 +83,8 @@ class Version:
     def fail(self, error: str) -> None:
         """Record why this version cannot serve."""
         self.state, self.session, self.error = State.FAILED, None, error
-        logger.error("model failed", extra={"model": self.name, "version": self.version, "reason": error})
+        place = {"model": self.name, "version": self.version, "path": str(self.path)}
+        logger.error("model failed", extra={**place, "reason": error})
 
     def ready_session(self) -> Session:
         """The session; raises ServiceError MODEL_UNAVAILABLE while there is none."""
@@ -124,7 +125,7 @@ class Repository:
             spec = session.file.header.input
             session.run(np.zeros((1, spec.height, spec.width, 3), np.uint8))
         except (PackedFileError, OSError, ValueError, RuntimeError, MemoryError) as error:
-            version.fail(str(error))
+            version.fail(_reason(error, version.path))
             return
         version.session, version.state, version.load_s = session, State.READY, time.monotonic() - begun
         logger.info(
@@ -210,6 +211,12 @@ def _version_folders(folder: Path) -> Iterator[Path]:
     except OSError:
         return iter(())
     return (entry for entry in entries if _VERSION.fullmatch(entry.name) and (entry / MODEL_FILE).is_file())
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, PackedFileError):
+        return error.problem
+    return str(error).replace(str(path), MODEL_FILE) or type(error).__name__
 
 
 def _short(text: str) -> str:

@@ -220,7 +220,7 @@ def _parse_tensors(raw: dict[str, Any], data_bytes: int) -> tuple[dict[str, Tens
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise GraphError(f"{where}: expected dtype, shape and data_offsets")
         dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise GraphError(f"{where}.dtype: is {dtype!r}, expected one of {', '.join(DTYPES)}")
         if not _naturals(shape) or len(shape) > 8:
             raise GraphError(f"{where}.shape: expected up to 8 whole numbers")

@@ -147,7 +147,9 @@ class _Planner:
         self.steps = [step for step in self.steps if step.writes]
         offsets, arena_bytes = _place(self.steps, self.layouts, set(self.outputs.values()))
         if arena_bytes > MAX_ARENA_BYTES:
-            raise EngineError(f"{self.file.path}: its activations need {arena_bytes} bytes, the limit is {MAX_ARENA_BYTES}")
+            raise EngineError(
+                f"{self.file.path}: its activations need {arena_bytes} bytes, the limit is {MAX_ARENA_BYTES}"
+            )
         return Plan(self.steps, self.layouts, offsets, arena_bytes, self.outputs)
 
     # ---- producers ----
@@ -155,9 +157,9 @@ class _Planner:
     def _image(self) -> None:
         spec = self.file.header.input
         pixel = np.arange(256, dtype=np.float32) / np.float32(255)
-        table = np.concatenate(
-            [(pixel - np.float32(m)) / np.float32(s) for m, s in zip(spec.mean, spec.std, strict=True)]
-        ).astype(np.float32)
+        with np.errstate(all="ignore"):  # a file may name any mean and std
+            mean, std = np.asarray(spec.mean).astype(np.float32), np.asarray(spec.std).astype(np.float32)
+            table = ((pixel - mean[:, None]) / std[:, None]).reshape(-1)
         step = Step(["image"], [], lambda program, buffer, _: program.pixels(buffer(Graph.image), table))
         self._write(step, Graph.image, stride=3)
         self.steps.append(step)
@@ -174,9 +176,12 @@ class _Planner:
                 x = self.values[op.input]
                 self._pool(op, (x.height, x.width), (1, 1), (0, 0), "global_mean")
             case Concat():
-                self._move(op, lambda program, buffer: program.concat([buffer(n) for n in op.inputs], buffer(op.output)))
+                self._move(
+                    op, lambda program, buffer: program.concat([buffer(n) for n in op.inputs], buffer(op.output))
+                )
             case Upsample():
-                self._move(op, lambda program, buffer: program.upsample(buffer(op.input), buffer(op.output), op.factor))
+                source, factor = op.input, op.factor
+                self._move(op, lambda program, buffer: program.upsample(buffer(source), buffer(op.output), factor))
             case _:
                 self._pointwise(op)
 
@@ -186,9 +191,7 @@ class _Planner:
         sliding = _engine.Sliding(op.kernel, op.stride, op.padding, op.dilation)
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
-            program.conv2d(
-                buffer(op.input), out.height, out.width, out.channels, sliding, op.groups, weight, stages
-            )
+            program.conv2d(buffer(op.input), out.height, out.width, out.channels, sliding, op.groups, weight, stages)
 
         step = Step([_title(op)], [op.input], emit)
         if op.bias is not None:
@@ -199,7 +202,9 @@ class _Planner:
         x, out = self.values[op.input], self.values[op.output]
         each = x.channels // op.groups
         if prod(op.kernel) * each >= MAX_ACCUMULATOR:
-            raise EngineError(f"{self.file.path}: {_title(op)}: sums reach {MAX_ACCUMULATOR}, which float32 cannot count")
+            raise EngineError(
+                f"{self.file.path}: {_title(op)}: sums reach {MAX_ACCUMULATOR}, which float32 cannot count"
+            )
         weight = self.file.tensors[op.weight]
         if each % 64 and (weight[..., -1] >> np.uint64(each % 64)).any():
             raise PackedFileError(self.file.path, f"tensors.{op.weight}: has bits beyond its {each} channels")

@@ -127,9 +127,7 @@ class Session:
             found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
             raise EngineError(f"images: expected an array of uint8, found {found}")
         if images.ndim != 4 or images.shape[1:] != (size.height, size.width, 3):
-            raise EngineError(
-                f"images: expected shape [N, {size.height}, {size.width}, 3], found {list(images.shape)}"
-            )
+            raise EngineError(f"images: expected shape [N, {size.height}, {size.width}, 3], found {list(images.shape)}")
         count = len(images)
         results = {name: _empty(count, value) for name, value in self._outputs.items()}
         try:

@@ -107,7 +107,7 @@ def test_parallel_clients_get_their_own_answers(server: Server) -> None:
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(ask, colours))
     for colour, answer in zip(colours, answers, strict=True):
-        expected = softmax(10 * colour / 255)
+        expected = softmax(10 * colour.astype(np.float64) / 255)
         assert [answer[name] for name in ("red", "green", "blue")] == pytest.approx(expected.tolist(), rel=1e-3)
 
 

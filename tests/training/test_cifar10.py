@@ -136,13 +136,23 @@ def test_a_missing_batch_is_named(cifar_batches: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_image_is_named_by_its_index(tmp_path: Path) -> None:
     arrays = npz_arrays()
+    scans = arrays["scans"].copy()
     begin = int(arrays["lengths"][:7].sum())
-    lengths = arrays["lengths"].copy()
-    lengths[7] = 3
-    keep = np.ones(len(arrays["scans"]), bool)
-    keep[begin + 3 : begin + int(arrays["lengths"][7])] = False
-    np.savez(tmp_path / "cifar10_jpeg.npz", **{**arrays, "scans": arrays["scans"][keep], "lengths": lengths})
+    scans[begin : begin + 2] = 0xFF, 0xD8  # a second start of image
+    np.savez(tmp_path / "cifar10_jpeg.npz", **{**arrays, "scans": scans})
     with pytest.raises(TrainingError, match=r"cifar10_jpeg\.npz: image 7 is damaged"):
+        cifar10.read(tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """JPEG decoders are forgiving; the archive's checksums are not."""
+    path = tmp_path / "cifar10_jpeg.npz"
+    arrays = npz_arrays()
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays["scans"].tobytes()) + 300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"cifar10_jpeg\.npz: cannot be read as CIFAR-10 JPEGs: .*scans"):
         cifar10.read(tmp_path)
 
 

@@ -171,12 +171,6 @@ class FileLoader(Loader):
         self._keys.start = start
         try:
             yield from self._loader
-        except TrainingError:
-            raise
-        except Exception as error:
-            # A worker's exception arrives as another of its type or, where that cannot be made, a RuntimeError.
-            message = str(error)
-            marker = f"{TrainingError.__name__}: "
-            if marker in message:
-                raise TrainingError(message.rpartition(marker)[2].strip()) from None
-            raise
+        except TrainingError as error:
+            # A worker's exception arrives with its traceback as its message; the last line is what was raised.
+            raise TrainingError(str(error).rpartition(f"{TrainingError.__name__}: ")[2].strip()) from None

@@ -16,7 +16,8 @@ from torch import Tensor
 
 def generator(*key: int) -> torch.Generator:
     """A CPU generator whose stream depends on all numbers of `key` (each >= 0) and nothing else."""
-    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    # The length is part of the key, because a SeedSequence takes (1,) and (1, 0) for the same.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 

@@ -7,7 +7,8 @@ const std::vector<const Kernels*>& available_kernels() {
         std::vector<const Kernels*> list;
 #if defined(__x86_64__)
         __builtin_cpu_init();
-        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        const bool avx2 =
+            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
         if (avx512 && __builtin_cpu_supports("avx512vpopcntdq")) list.push_back(&avx512_vpopcntdq_kernels());

@@ -11,11 +11,11 @@
 namespace xnor {
 
 constexpr int kTilePixels = 6;
-constexpr int kLanes = 16;         // channels that `finish` handles at once; parameters are padded to it
-constexpr int kTileLanes = 96;     // channels of a tile buffer's row: 64, and room for a block that overhangs
-constexpr int kBinaryBlock = 32;   // output channels a block of a binary convolution, at most
-constexpr int kFloatBlock = 64;    // the same of a float convolution
-constexpr int kWindowLanes = 64;   // channels of a tile buffer that count
+constexpr int kLanes = 16;        // channels that `finish` handles at once; parameters are padded to it
+constexpr int kTileLanes = 96;    // channels of a tile buffer's row: 64, and room for a block that overhangs
+constexpr int kBinaryBlock = 32;  // output channels a block of a binary convolution, at most
+constexpr int kFloatBlock = 64;   // the same of a float convolution
+constexpr int kWindowLanes = 64;  // channels of a tile buffer that count
 constexpr int kAlignBytes = 64;
 
 // A window's valid part over a tile: `rows` x `cols` runs of `run` consecutive elements (64-bit words

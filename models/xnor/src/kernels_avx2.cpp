@@ -27,9 +27,7 @@ struct Floats {
     }
     static Vector set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static Vector add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-    static Vector multiply(Vector a, Vector b) {
-        return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
-    }
+    static Vector multiply(Vector a, Vector b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
     static Vector divide(Vector a, Vector b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
     static Vector multiply_add(Vector a, Vector b, Vector c) {
         return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
@@ -68,14 +66,12 @@ struct Words {
     static constexpr int kBudget = 31;
 
     static Vector zero() { return _mm256_setzero_si256(); }
-    static Vector load(const uint64_t* from) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    }
+    static Vector load(const uint64_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
     static Vector broadcast(const uint64_t* from) { return _mm256_set1_epi64x(static_cast<long long>(*from)); }
     static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
-        const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2,
-                                                3, 1, 2, 2, 3, 2, 3, 3, 4);
+        const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3,
+                                                1, 2, 2, 3, 2, 3, 3, 4);
         const __m256i nibble = _mm256_set1_epi8(15);
         const __m256i d = _mm256_xor_si256(x, w);
         const __m256i low = _mm256_shuffle_epi8(counts, _mm256_and_si256(d, nibble));

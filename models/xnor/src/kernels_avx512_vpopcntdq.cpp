@@ -25,13 +25,11 @@ struct Words {
     static Vector widen(Vector sum) { return sum; }
     template <int N>
     static void store(int32_t* to, const Vector (&sums)[N]) {
-        const __m512i even =
-            _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
         for (int v = 0; v + 1 < N; v += 2)
             _mm512_storeu_si512(to + v * kLanes, _mm512_permutex2var_epi32(sums[v], even, sums[v + 1]));
         if (N % 2)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (N - 1) * kLanes),
-                                _mm512_cvtepi64_epi32(sums[N - 1]));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (N - 1) * kLanes), _mm512_cvtepi64_epi32(sums[N - 1]));
     }
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };

@@ -71,12 +71,18 @@ void binary(const BinaryTile& tile) {
     int p = 0;
     for (; p + Words::kPixels <= tile.window.pixels; p += Words::kPixels) count_pixels<Words::kPixels>(tile, p);
     switch (tile.window.pixels - p) {
-        case 1: return count_pixels<1>(tile, p);
-        case 2: return count_pixels<2>(tile, p);
-        case 3: return count_pixels<3>(tile, p);
-        case 4: return count_pixels<4>(tile, p);
-        case 5: return count_pixels<5>(tile, p);
-        default: return;
+        case 1:
+            return count_pixels<1>(tile, p);
+        case 2:
+            return count_pixels<2>(tile, p);
+        case 3:
+            return count_pixels<3>(tile, p);
+        case 4:
+            return count_pixels<4>(tile, p);
+        case 5:
+            return count_pixels<5>(tile, p);
+        default:
+            return;
     }
 }
 
@@ -116,8 +122,8 @@ inline void sum_block(const FloatTile& tile, int first_lane) {
         for (int v = 0; v < NV; ++v) sums[p][v] = Floats::set1(0);
     for (int row = 0; row < window.rows; ++row) {
         for (int col = 0; col < window.cols; ++col) {
-            const Weight* weight = static_cast<const Weight*>(tile.weight) + first_lane + row * tile.weight_row +
-                                   col * tile.weight_col;
+            const Weight* weight =
+                static_cast<const Weight*>(tile.weight) + first_lane + row * tile.weight_row + col * tile.weight_col;
             int64_t at = row * window.in_row + col * window.in_col;
             for (const int64_t end = at + window.run; at < end; ++at) {
                 Floats::Vector w[NV];
@@ -146,12 +152,18 @@ template <bool Half>
 inline void real_as(const FloatTile& tile) {
     static_assert(kTilePixels == 6, "one case a number of pixels");
     switch (tile.window.pixels) {
-        case 1: return sum_pixels<1, Half>(tile);
-        case 2: return sum_pixels<2, Half>(tile);
-        case 3: return sum_pixels<3, Half>(tile);
-        case 4: return sum_pixels<4, Half>(tile);
-        case 5: return sum_pixels<5, Half>(tile);
-        default: return sum_pixels<6, Half>(tile);
+        case 1:
+            return sum_pixels<1, Half>(tile);
+        case 2:
+            return sum_pixels<2, Half>(tile);
+        case 3:
+            return sum_pixels<3, Half>(tile);
+        case 4:
+            return sum_pixels<4, Half>(tile);
+        case 5:
+            return sum_pixels<5, Half>(tile);
+        default:
+            return sum_pixels<6, Half>(tile);
     }
 }
 
@@ -189,9 +201,12 @@ inline void pool_as(const PoolTile& tile) {
 
 void pool(const PoolTile& tile) {
     switch (tile.pool) {
-        case Pool::kMax: return pool_as<Pool::kMax>(tile);
-        case Pool::kMean: return pool_as<Pool::kMean>(tile);
-        case Pool::kMeanByRow: return pool_as<Pool::kMeanByRow>(tile);
+        case Pool::kMax:
+            return pool_as<Pool::kMax>(tile);
+        case Pool::kMean:
+            return pool_as<Pool::kMean>(tile);
+        case Pool::kMeanByRow:
+            return pool_as<Pool::kMeanByRow>(tile);
     }
 }
 
@@ -206,8 +221,7 @@ inline void store_bits(const Stage& stage, const FinishTile& tile, int channel, 
     const int tail = left <= kLanes ? static_cast<int>(((stage.channels + 63) / 64) * 8 - (channel + kLanes) / 8) : 0;
     char* base = tile.arena + stage.offset + channel / 8;
     for (int p = 0; p < P; ++p) {
-        const Floats::Vector value =
-            stage.sign ? Floats::flip_sign(x[p], Floats::load(stage.sign + channel)) : x[p];
+        const Floats::Vector value = stage.sign ? Floats::flip_sign(x[p], Floats::load(stage.sign + channel)) : x[p];
         const uint16_t bits = static_cast<uint16_t>(Floats::at_least(value, threshold) & valid);
         char* to = base + tile.out_pixel[p] * stage.stride;
         __builtin_memcpy(to, &bits, sizeof bits);
@@ -262,7 +276,9 @@ inline void finish_pixels(const FinishTile& tile) {
                     for (int p = 0; p < P; ++p) Floats::store(to + tile.out_pixel[p] * stage->stride, x[p]);
                     break;
                 }
-                case StageKind::kBits: store_bits<P>(*stage, tile, channel, x); break;
+                case StageKind::kBits:
+                    store_bits<P>(*stage, tile, channel, x);
+                    break;
             }
         }
     }
@@ -271,11 +287,17 @@ inline void finish_pixels(const FinishTile& tile) {
 void finish(const FinishTile& tile) {
     static_assert(kTilePixels == 6, "one case a number of pixels");
     switch (tile.pixels) {
-        case 1: return finish_pixels<1>(tile);
-        case 2: return finish_pixels<2>(tile);
-        case 3: return finish_pixels<3>(tile);
-        case 4: return finish_pixels<4>(tile);
-        case 5: return finish_pixels<5>(tile);
-        default: return finish_pixels<6>(tile);
+        case 1:
+            return finish_pixels<1>(tile);
+        case 2:
+            return finish_pixels<2>(tile);
+        case 3:
+            return finish_pixels<3>(tile);
+        case 4:
+            return finish_pixels<4>(tile);
+        case 5:
+            return finish_pixels<5>(tile);
+        default:
+            return finish_pixels<6>(tile);
     }
 }

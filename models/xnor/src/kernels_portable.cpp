@@ -67,7 +67,8 @@ struct Floats {
     }
     static uint32_t at_least(Vector a, Vector b) {
         uint32_t bits = 0;
-        for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.quad[i / 4][i % 4] >= b.quad[i / 4][i % 4]) << i;
+        for (int i = 0; i < kLanes; ++i)
+            bits |= static_cast<uint32_t>(a.quad[i / 4][i % 4] >= b.quad[i / 4][i % 4]) << i;
         return bits;
     }
 

@@ -62,9 +62,9 @@ void run(Program& program, const Images& images, const std::vector<Out>& outputs
         const Buffer& buffer = program.outputs()[i].buffer;
         const bool bits = buffer.kind == Kind::kBits;
         const int64_t row = bits ? (buffer.channels + 63) / 64 * 8 : int64_t{4} * buffer.channels;
-        require(static_cast<int64_t>(outputs[i].nbytes()) ==
-                    static_cast<int64_t>(images.shape(0)) * buffer.pixels() * row,
-                "outputs: wrong size");
+        require(
+            static_cast<int64_t>(outputs[i].nbytes()) == static_cast<int64_t>(images.shape(0)) * buffer.pixels() * row,
+            "outputs: wrong size");
         pointers.push_back(static_cast<char*>(outputs[i].data()));
     }
     const uint8_t* data = images.data();

@@ -391,10 +391,18 @@ void Program::check(const Buffer& buffer) const {
 }
 
 std::shared_ptr<const Geometry> Program::geometry(const Buffer& input, int height, int width, const Sliding& sliding) {
-    const std::array<int64_t, 13> key = {input.height,       input.width,        input.stride,
-                                         height,             width,              sliding.kernel[0],
-                                         sliding.kernel[1],  sliding.stride[0],  sliding.stride[1],
-                                         sliding.padding[0], sliding.padding[1], sliding.dilation[0],
+    const std::array<int64_t, 13> key = {input.height,
+                                         input.width,
+                                         input.stride,
+                                         height,
+                                         width,
+                                         sliding.kernel[0],
+                                         sliding.kernel[1],
+                                         sliding.stride[0],
+                                         sliding.stride[1],
+                                         sliding.padding[0],
+                                         sliding.padding[1],
+                                         sliding.dilation[0],
                                          sliding.dilation[1]};
     std::shared_ptr<const Geometry>& known = geometries_[key];
     if (known) return known;
@@ -426,8 +434,7 @@ std::shared_ptr<const Geometry> Program::geometry(const Buffer& input, int heigh
                     const int64_t corner_y = static_cast<int64_t>(y) * sliding.stride[0] - sliding.padding[0];
                     const int64_t corner_x = static_cast<int64_t>(x) * sliding.stride[1] - sliding.padding[1];
                     made->out_pixel.push_back(y * width + x);
-                    made->in_offset.push_back(
-                        static_cast<int32_t>((corner_y * input.width + corner_x) * input.stride));
+                    made->in_offset.push_back(static_cast<int32_t>((corner_y * input.width + corner_x) * input.stride));
                 }
             }
             const int last = static_cast<int>(made->out_pixel.size());
@@ -454,9 +461,14 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
         switch (spec.kind) {
             case StageKind::kScale:
             case StageKind::kShift:
-            case StageKind::kPrelu: stage.channel = padded(spec.channel, channels); break;
-            case StageKind::kPixelScale: stage.channel = padded(spec.channel, pixels); break;
-            case StageKind::kRelu: break;
+            case StageKind::kPrelu:
+                stage.channel = padded(spec.channel, channels);
+                break;
+            case StageKind::kPixelScale:
+                stage.channel = padded(spec.channel, pixels);
+                break;
+            case StageKind::kRelu:
+                break;
             case StageKind::kAdd:
             case StageKind::kStore:
             case StageKind::kBits: {
@@ -531,16 +543,14 @@ void Program::pool2d(const Buffer& input, int height, int width, const Sliding& 
                      const std::vector<StageSpec>& specs) {
     check(input);
     require(input.kind == Kind::kFloat, "pool2d: expected a float input");
-    steps_.push_back(std::make_unique<PoolStep>(kernels_, input, sliding, pool,
-                                                geometry(input, height, width, sliding),
+    steps_.push_back(std::make_unique<PoolStep>(kernels_, input, sliding, pool, geometry(input, height, width, sliding),
                                                 stages(specs, static_cast<int64_t>(height) * width, input.channels)));
 }
 
 void Program::pointwise(const Buffer& input, const std::vector<StageSpec>& specs) {
     check(input);
     require(input.kind == Kind::kFloat && input.pixels() < INT32_MAX, "pointwise: expected a float input");
-    steps_.push_back(
-        std::make_unique<PointwiseStep>(kernels_, input, stages(specs, input.pixels(), input.channels)));
+    steps_.push_back(std::make_unique<PointwiseStep>(kernels_, input, stages(specs, input.pixels(), input.channels)));
 }
 
 void Program::concat(const std::vector<Buffer>& inputs, const Buffer& output) {

@@ -72,8 +72,8 @@ private:
 class Tokens {
 public:
     Tokens(int count, int64_t arena_bytes);
-    Arena* take();                  // waits for a free one
-    Arena* try_take();              // null where none is free
+    Arena* take();      // waits for a free one
+    Arena* try_take();  // null where none is free
     void give_back(Arena* arena);
     int64_t allocated_bytes() const;
 

@@ -1,0 +1,174 @@
+"""Which models are found, which answer, and what becomes of those that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.engine import loader
+from app.errors import Problem, ServiceError
+from app.repository import Repository, State
+from tests.helpers import packed, pictures
+from tests.helpers.server import Server
+
+
+def model(root: Path, name: str, version: str = "1", seed: int = 0) -> Path:
+    path = root / name / version / "model.safetensors"
+    packed.write_random(path, seed=seed)
+    return path
+
+
+def opened(*roots: Path, default: str | None = None) -> Repository:
+    repository = Repository(roots, loader(1), default)
+    repository.load_all()
+    return repository
+
+
+def problem_of(action: Callable[[], object]) -> Problem:
+    with pytest.raises(ServiceError) as raised:
+        action()
+    return raised.value.problem
+
+
+def test_the_highest_version_answers_by_number_not_by_letters(tmp_path: Path) -> None:
+    for version in ("2", "10", "9"):
+        model(tmp_path, "net", version)
+    repository = opened(tmp_path)
+    assert [v.version for v in repository.versions("net")] == [2, 9, 10]
+    assert repository.find("net").version == 10
+    assert repository.find("net", "9").version == 9
+
+
+def test_folders_that_are_no_versions_are_left_alone(tmp_path: Path) -> None:
+    for version in ("1", "0", "01", "v2", "-3", "2.0", "latest"):
+        model(tmp_path, "net", version)
+    (tmp_path / "net" / "4").mkdir()
+    (tmp_path / "README.md").write_text("a file beside the models")
+    (tmp_path / "empty").mkdir()
+    model(tmp_path, ".hidden")
+    repository = opened(tmp_path)
+    assert repository.names == ["net"]
+    assert [v.version for v in repository.versions("net")] == [1]
+
+
+def test_the_first_root_that_has_a_name_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    model(first, "net", "1")
+    model(second, "net", "7")
+    model(second, "other")
+    repository = opened(first, second, tmp_path / "missing")
+    assert repository.names == ["net", "other"]
+    assert repository.find("net").version == 1
+
+
+def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    target = model(outside, "secret")
+    model(inside, "net")
+    (inside / "linked").symlink_to(outside / "secret")
+    (inside / "net" / "2").symlink_to(target.parent)
+    (inside / "net" / "3").mkdir()
+    (inside / "net" / "3" / "model.safetensors").symlink_to(target)
+    (inside / "net" / "4").symlink_to(inside / "net" / "1")
+    repository = opened(inside)
+    states = {(v.name, v.version): v.state for v in repository}
+    assert states == {
+        ("linked", 1): State.FAILED,
+        ("net", 1): State.READY,
+        ("net", 2): State.FAILED,
+        ("net", 3): State.FAILED,
+        ("net", 4): State.READY,
+    }
+    assert "out of the repository" in (repository.find("net", "2").error or "")
+
+
+def test_a_failed_version_leaves_the_others_serving(tmp_path: Path) -> None:
+    model(tmp_path, "net", "1")
+    broken = model(tmp_path, "net", "2")
+    broken.write_bytes(broken.read_bytes()[:-100])
+    garbage = tmp_path / "bad" / "1" / "model.safetensors"
+    garbage.parent.mkdir(parents=True)
+    garbage.write_bytes(b"not a model" * 100)
+    repository = opened(tmp_path)
+    assert repository.find("net").version == 1
+    assert repository.find("net", "2").state is State.FAILED
+    reason = repository.find("net", "2").error or ""
+    assert reason
+    assert str(tmp_path) not in reason
+    assert problem_of(repository.find("net", "2").ready_session) is Problem.MODEL_UNAVAILABLE
+    assert repository.find("bad").state is State.FAILED
+    assert repository.default == "net"
+    assert repository.ready
+
+
+def test_names_that_do_not_exist(tmp_path: Path) -> None:
+    model(tmp_path, "net")
+    repository = opened(tmp_path)
+    for name in ("", "nobody", "..", "../net", "net/1", "net\0", "n" * 10_000):
+        assert problem_of(lambda name=name: repository.find(name)) is Problem.UNKNOWN_MODEL
+    for version in ("", "2", "01", " 1", "1 ", "one", "1" * 10_000):
+        assert problem_of(lambda version=version: repository.find("net", version)) is Problem.UNKNOWN_MODEL
+
+
+def test_without_any_model_nothing_is_ready(tmp_path: Path) -> None:
+    repository = opened(tmp_path)
+    assert not repository.ready
+    assert problem_of(repository.find) is Problem.MODEL_UNAVAILABLE
+
+
+def test_a_configured_default_has_to_be_there(tmp_path: Path) -> None:
+    model(tmp_path, "a")
+    model(tmp_path, "b")
+    assert opened(tmp_path).find().name == "a"
+    assert opened(tmp_path, default="b").find().name == "b"
+    assert not opened(tmp_path, default="c").ready
+
+
+def test_the_service_reports_a_failed_model_and_serves_the_rest(tmp_path: Path) -> None:
+    model(tmp_path, "good")
+    broken = model(tmp_path, "broken")
+    broken.write_bytes(broken.read_bytes()[:5000])
+    running = Server(tmp_path)
+    try:
+        assert running.classify(pictures.png()).json()["model"] == "good"
+        refused = running.classify(pictures.png(), model="broken")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert refused.json()["type"].endswith("model-unavailable")
+        assert str(tmp_path) not in refused.text
+        card = running.client.get("/v1/models/broken").json()
+        assert card["state"] == "failed"
+        assert card["versions"][0]["error"]
+        assert str(tmp_path) not in json.dumps(card)
+        assert card["labels"] is None
+        assert running.client.get("/readyz").status_code == 200
+        assert running.metric("signet_model_loaded", model="broken") == 0
+        failed = [event for event in running.log_events() if event["event"] == "model failed"]
+        assert [event["model"] for event in failed] == ["broken"]
+    finally:
+        running.close()
+
+
+def test_a_service_without_models_is_alive_but_not_ready(tmp_path: Path) -> None:
+    running = Server(tmp_path)
+    try:
+        assert running.client.get("/livez").status_code == 200
+        reply = running.client.get("/readyz")
+        assert reply.status_code == 503
+        assert reply.json()["type"].endswith("not-ready")
+        assert running.classify(pictures.png()).status_code == 503
+        assert running.client.get("/v1/models").json() == {"models": [], "default": None}
+    finally:
+        running.close()
+
+
+def test_a_model_may_be_deleted_while_it_serves(tmp_path: Path) -> None:
+    model(tmp_path, "net")
+    repository = opened(tmp_path)
+    shutil.rmtree(tmp_path / "net")
+    session = repository.find("net").ready_session()
+    assert session.run(pictures.random_pixels(32, 32)[None])["logits"].shape == (1, 10)
