@@ -17,12 +17,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(wildcard models/xnor/src/*.h models/xnor/src/*.cpp)
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(CPP)
-IS_NEW_ENOUGH := -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))'
+IS_NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+CAN_BUILD := -c 'import ensurepip, os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
+HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$name" >/dev/null && break; done || \
+	{ echo "Signet needs a C++17 compiler (g++ or clang++); name one with: make CXX=/path/to/g++" >&2; exit 1; }
 
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format clean tools
+.PHONY: serve test lint format clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -46,28 +49,23 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find app models training tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-tools:
-	@"$(PYTHON)" $(IS_NEW_ENOUGH) 2>/dev/null || { \
-		echo "Signet needs Python 3.11 or newer with its venv module; name one with: make PYTHON=/path/to/python3.11" >&2; \
-		exit 1; }
-	@"$(PYTHON)" -c 'import ensurepip, os, sysconfig; \
-		os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null || { \
-		echo "$(PYTHON) lacks its venv module or its C headers (on Debian: python3-venv python3-dev)" >&2; \
-		exit 1; }
-	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
-		echo "Signet needs a C++17 compiler (g++ or clang++); name one with: make CXX=/path/to/g++" >&2; \
-		exit 1; }
-
-$(BIN)/python: | tools
-	"$(PYTHON)" -m venv $(VENV)
+$(BIN)/python:
+	@python="$(PYTHON)"; \
+	[ -n "$$python" ] && "$$python" $(IS_NEW_ENOUGH) 2>/dev/null || \
+		{ echo "Signet needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$python" $(CAN_BUILD) 2>/dev/null || \
+		{ echo "$$python lacks its venv module or its C headers (Debian: python3-venv python3-dev)" >&2; exit 1; }; \
+	"$$python" -m venv $(VENV)
 
 # The stamps hold the time of the last install: a start with nothing changed skips pip altogether.
 $(VENV)/.serving: $(BUILD_INPUTS) | $(BIN)/python
+	@$(HAS_COMPILER)
 	@echo "Installing Signet into $(VENV) and building the engine (a minute or two) ..."
 	@$(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/.development: $(BUILD_INPUTS) | $(BIN)/python
+	@$(HAS_COMPILER)
 	@echo "Installing Signet with everything for development into $(VENV) (several minutes) ..."
 	@$(PIP) install --quiet --editable '.[dev]'
 	@touch $(VENV)/.serving $@

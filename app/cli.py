@@ -35,11 +35,11 @@ cli = typer.Typer(
 
         signet train training/recipes/cifar10_resnet18.yaml
 
-        signet pack runs/cifar10_resnet18/best.ckpt zoo/my-model/1/model.safetensors
+        signet pack runs/cifar10_resnet18/best.ckpt -o my-zoo --name my-model
 
-        signet inspect zoo/my-model/1/model.safetensors
+        signet inspect my-zoo/my-model/1/model.safetensors
 
-        signet serve --models zoo
+        signet serve --models my-zoo
 
         curl -F image=@photo.jpg http://127.0.0.1:8000/v1/classify
     """,

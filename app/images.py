@@ -1,8 +1,8 @@
 """From bytes that nobody vouches for to the pixels a network takes.
 
 `decode` checks before it spends: the kind of file by its first bytes (JPEG, PNG or WebP, whatever a header or a file
-name claims), then the size in pixels from the file's header, then everything else. `prepare` applies the model's
-resize rule. Both know nothing of HTTP; `signet predict` uses them as the service does.
+name claims), then its structure and its size in pixels (`app.containers`), and only then does it decode. `prepare`
+applies the model's resize rule. Both know nothing of HTTP; `signet predict` uses them as the service does.
 
 Colours come out as 8-bit RGB: CMYK and YCCK are converted, 16-bit samples are scaled (not cut off), transparency is
 laid over white, grey is repeated. Embedded colour profiles are not applied. The EXIF orientation is: sizes and
@@ -12,9 +12,7 @@ answers speak of the upright picture. Of an animation the first frame counts.
 from __future__ import annotations
 
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -24,14 +22,12 @@ from numpy.typing import NDArray
 # Imported by name: Image.open would otherwise look for WebP among all of Pillow's forty formats.
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
+from app.containers import PNG_MAGIC, inspect
 from app.errors import Problem, ServiceError
 from models.packing.file import InputSpec
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MAX_JPEG_SCANS = 100
-"""A progressive JPEG has about ten scans; each is a pass over the whole picture, so thousands are an attack."""
-
-_EXIF_ORIENTATION = 0x0112
+STREAMED_FACTOR = 4
+"""A JPEG that is decoded at a reduced size, row by row, may have so many times the pixels of other pictures."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -96,7 +92,8 @@ def decode(data: bytes, *, max_pixels: int, needed_px: int | None = None) -> Pic
     """Decode a picture of at most `max_pixels` to upright RGB.
 
     `needed_px` is the longer side that the picture will be resized to: a JPEG more than twice as large is decoded at a
-    half, quarter or eighth of its size, which costs a fraction.
+    half, quarter or eighth of its size, which costs a fraction. A baseline JPEG may therefore have
+    `STREAMED_FACTOR` times `max_pixels`, as long as what is decoded has no more than `max_pixels`.
     Raises ServiceError NOT_AN_IMAGE, IMAGE_IS_URL, MISSING_IMAGE, TOO_MANY_PIXELS or BROKEN_IMAGE.
     """
     kind = sniff(data)
@@ -113,25 +110,23 @@ def decode(data: bytes, *, max_pixels: int, needed_px: int | None = None) -> Pic
 
 
 def _decode(data: bytes, kind: str, max_pixels: int, needed_px: int | None) -> Picture:
-    if kind == "PNG":
-        _check_png(data, max_pixels)
-    with Image.open(BytesIO(data), formats=(kind,)) as image:
-        width, height = image.size
-        _check_pixels(width, height, max_pixels)
-        if kind == "JPEG":
-            if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-                raise ServiceError(Problem.BROKEN_IMAGE, f"The JPEG has more than {MAX_JPEG_SCANS} scans.")
-            if needed_px is not None:
-                # Both sides stay at least twice as large as what they are resized to.
-                shorter = max(1, 2 * needed_px)
-                image.draft(None, (shorter, shorter))
+    container = inspect(data, kind)
+    width, height = container.width, container.height
+    _check_pixels(width, height, max_pixels * (STREAMED_FACTOR if container.streamed else 1))
+    with Image.open(BytesIO(container.data), formats=(kind,)) as image:
+        if image.size != (width, height):
+            raise ServiceError(Problem.BROKEN_IMAGE, f"The {kind} data gives more than one size.")
+        if kind == "JPEG" and needed_px is not None:
+            # Both sides stay at least twice as large as what they are resized to.
+            image.draft(None, (2 * needed_px, 2 * needed_px))
+        _check_pixels(image.width, image.height, max_pixels)
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
         upright = _to_rgb(image)
+    turn = _UPRIGHT.get(container.orientation)
     if turn is not None:
         upright = upright.transpose(turn)
-        if turn in _SIDEWAYS:
-            width, height = height, width
+    if turn in _SIDEWAYS:
+        width, height = height, width
     return Picture(upright, width, height)
 
 
@@ -140,35 +135,6 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ServiceError(
             Problem.TOO_MANY_PIXELS, f"The picture has {width} x {height} pixels; at most {max_pixels} are accepted."
         )
-
-
-def _check_png(data: bytes, max_pixels: int) -> None:
-    """Walk the chunks to the end chunk: each whole, its checksum right (Pillow skips that of the pixels)."""
-    position = len(PNG_MAGIC)
-    while True:
-        header = data[position : position + 8]
-        if len(header) < 8:
-            raise ServiceError(Problem.BROKEN_IMAGE, "The PNG data ends before its end chunk.")
-        length, name = struct.unpack(">I4s", header)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            raise ServiceError(Problem.BROKEN_IMAGE, "A chunk of the PNG data is incomplete.")
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise ServiceError(Problem.BROKEN_IMAGE, "A chunk of the PNG data has a wrong checksum.")
-        if name == b"IHDR" and length >= 8:
-            width, height = struct.unpack(">II", data[position + 8 : position + 16])
-            _check_pixels(width, height, max_pixels)
-        if name == b"IEND":
-            return
-        position = end + 4
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return 1
-    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

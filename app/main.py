@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         capacity=settings.max_queue_images,
         deadline_s=settings.queue_deadline_ms / 1000,
         decode_threads=settings.decode_threads or available_cpus(),
-        workers=settings.workers or threads,
+        parallel_images=settings.parallel_images or threads,
     )
     metrics.watch(repository, lambda: scheduler.admitted)
 

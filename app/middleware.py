@@ -203,7 +203,7 @@ class _Upload:
         Closing a socket that still receives makes the kernel reset it, and the client may lose the answer.
         """
         if message["type"] == "http.response.start":
-            self._closing = Headers(raw=message["headers"]).get("connection", "").lower() == "close"
+            self._closing = Headers(raw=message.get("headers", [])).get("connection", "").lower() == "close"
         elif self._closing and not message.get("more_body", False) and self._unread:
             await self._send({**message, "more_body": True})
             await self._sweep()

@@ -55,11 +55,11 @@ class Lane:
 class Scheduler:
     """Bounded admission, counted in images, before a decoding and an inference lane."""
 
-    def __init__(self, *, capacity: int, deadline_s: float, decode_threads: int, workers: int) -> None:
+    def __init__(self, *, capacity: int, deadline_s: float, decode_threads: int, parallel_images: int) -> None:
         self.capacity = capacity
         self.deadline_s = deadline_s
         self.decoding = Lane("decode", decode_threads)
-        self.inference = Lane("infer", workers)
+        self.inference = Lane("infer", parallel_images)
         self.admitted = 0
         self._image_s = 0.0
 

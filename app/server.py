@@ -103,6 +103,10 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _head_is_late(self) -> None:
+        if not self._head_bytes:  # a browser's connection in reserve: nothing was asked, so nothing is answered
+            self._head_timer = None
+            self.transport.close()
+            return
         limit_s = self._settings.header_timeout_s
         self._refuse(ServiceError(Problem.TIMEOUT, f"The headers did not arrive in {limit_s:g} s."))
 
@@ -151,8 +155,10 @@ class Server(uvicorn.Server):
         """Called ten times a second; True ends the server."""
         if self._lifecycle.draining:
             spent_s = time.monotonic() - self._drain_begun
+            left_s = self._settings.drain_timeout_s - spent_s
             idle = self._lifecycle.in_flight == 0 and spent_s >= self._settings.drain_delay_s
-            self.should_exit = self.should_exit or idle or spent_s >= self._settings.drain_timeout_s
+            self.should_exit = self.should_exit or idle or left_s <= 0
+            self.config.timeout_graceful_shutdown = max(1, int(left_s))
         return await super().on_tick(counter)
 
 
@@ -173,7 +179,6 @@ def serve(settings: Settings) -> int:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=settings.drain_timeout_s,
     )
     server = Server(config, settings, app.state.lifecycle)
     server.run()

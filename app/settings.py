@@ -40,8 +40,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 << 20
     """Largest request body, also after decompression."""
 
-    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    """Largest picture, width times height, checked before it is decoded."""
+    max_pixels: Annotated[int, Field(ge=1)] = 25_000_000
+    """Largest picture, width times height, checked before it is decoded; a baseline JPEG that is decoded at a reduced
+    size may have four times as many."""
 
     max_header_bytes: Annotated[int, Field(ge=1024)] = 32 << 10
     """Largest request line with headers."""
@@ -68,7 +69,7 @@ class Settings(BaseSettings):
     """Threads that compute at once in a model: one image alone uses all, many images one each. The default is the CPUs
     that this process may use."""
 
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    parallel_images: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Images that are handed to the engine at once; the default is `threads`."""
 
     decode_threads: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -29,7 +29,7 @@ def slow_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(zoo: Path) -> Iterator[Server]:
-    """The service with small limits on body and time, shared by all tests that leave it as it was."""
-    running = Server(zoo, default_model="random", max_body_bytes=4 << 20, body_timeout_s=1, header_timeout_s=1)
+    """The service with a small limit on bodies, shared by all tests that leave it as it was."""
+    running = Server(zoo, default_model="random", max_body_bytes=4 << 20)
     yield running
     running.close()

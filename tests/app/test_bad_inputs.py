@@ -11,8 +11,9 @@ import io
 import json
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -103,8 +104,13 @@ CASES = [
     Case("JPEG of thousands of scans", 422, "broken-image", many_scans),
     Case("50,000 x 50,000 pixels", 413, "too-many-pixels", pictures.pixel_bomb),
     Case("9,000 x 9,000 pixels", 413, "too-many-pixels", lambda: pictures.pixel_bomb(9000)),
+    Case("65,500 x 65,500 JPEG", 413, "too-many-pixels", lambda: pictures.resized_jpeg(JPEG, 65_500)),
+    Case("16,383 x 16,383 WebP", 413, "too-many-pixels", lambda: pictures.resized_webp(pictures.webp(), 16_383)),
+    Case("JPEG of a million segments", 422, "broken-image", lambda: JPEG[:2] + b"\xff\xfe\0\2" * 900_000 + JPEG[2:]),
+    Case("PNG of a hundred thousand chunks", 422, "broken-image", pictures.many_chunks),
     Case("comment that inflates to 200 MB", 422, "broken-image", pictures.text_bomb),
     Case("colour profile that inflates to 200 MB", 422, "broken-image", pictures.profile_bomb),
+    Case("international text that inflates to 200 MB", 422, "broken-image", pictures.international_bomb),
     Case("body above the limit", 413, "body-too-large", lambda: JPEG + bytes(5 << 20)),
     Case(
         "gzip that inflates to 200 MB",
@@ -157,6 +163,14 @@ CASES = [
     Case("path above the root", 404, "not-found", target="/../../etc/passwd", method="GET"),
     Case("trailing slash", 404, "not-found", target="/v1/models/", method="GET"),
 ]
+
+
+@pytest.fixture(scope="module")
+def impatient(zoo: Path) -> Iterator[Server]:
+    """A service that gives headers and bodies a second to arrive."""
+    running = Server(zoo, body_timeout_s=1, header_timeout_s=1)
+    yield running
+    running.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -216,8 +230,8 @@ def test_a_chunked_body_above_the_limit_is_cut_off(server: Server) -> None:
     assert server.classify(JPEG).status_code == 200
 
 
-def test_a_body_that_stops_arriving_gets_408(server: Server) -> None:
-    reply = server.exchange(request(body=JPEG[:1000], length=len(JPEG)))
+def test_a_body_that_stops_arriving_gets_408(impatient: Server) -> None:
+    reply = impatient.exchange(request(body=JPEG[:1000], length=len(JPEG)))
     assert reply.status == 408
     assert reply.headers["connection"] == "close"
     assert reply.json()["type"].endswith("timeout")
@@ -229,11 +243,16 @@ def test_a_body_that_ends_early_gets_400(server: Server) -> None:
     assert reply.json()["type"].endswith("bad-request")
 
 
-def test_headers_that_stop_arriving_get_408_and_harm_nobody(server: Server) -> None:
-    with server.connection() as slow:
+def test_headers_that_stop_arriving_get_408_and_harm_nobody(impatient: Server) -> None:
+    with impatient.connection() as slow:
         slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: sig")
-        assert server.classify(JPEG).status_code == 200
+        assert impatient.classify(JPEG).status_code == 200
         assert read_reply(slow).status == 408
+
+
+def test_a_connection_without_a_request_is_closed_in_silence(impatient: Server) -> None:
+    with impatient.connection() as idle:
+        assert idle.recv(1) == b""
 
 
 @pytest.mark.parametrize(
@@ -280,7 +299,8 @@ def test_file_names_are_not_used(server: Server, name: str) -> None:
         ("1 x 1", pictures.png(1, 1)),
         ("1 x 65,500 JPEG", pictures.encoded(Image.new("RGB", (1, 65_500), (9, 99, 199)), "JPEG")),
         ("65,500 x 1 PNG", pictures.png(1, 65_500)),
-        ("7,000 x 7,000 of one bit", pictures.encoded(Image.new("1", (7000, 7000)), "PNG")),
+        ("5,000 x 5,000 of one bit", pictures.encoded(Image.new("1", (5000, 5000)), "PNG")),
+        ("9,000 x 9,000 JPEG", pictures.encoded(Image.new("L", (9000, 9000), 99), "JPEG")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

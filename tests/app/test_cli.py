@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,22 @@ def test_each_command_shows_an_example(command: str) -> None:
 
 def test_the_command_line_starts_at_once() -> None:
     program = "import sys, app.cli; assert not {'numpy', 'fastapi', 'PIL', 'pydantic', 'torch'} & set(sys.modules)"
-    begun = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "pack"])
 def test_training_without_its_libraries_says_what_to_install(command: str) -> None:
     ended = signet(command, "recipe.yaml", "model.ckpt", "--some=option", without="training.commands")
     assert ended.returncode == 1
+    assert "pip install 'signet[train]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_training_without_torch_says_what_to_install() -> None:
+    recipe = Path(__file__).parents[2] / "training" / "recipes" / "cifar10_resnet18.yaml"
+    ended = signet("train", recipe, without="torch")
+    assert ended.returncode == 1
+    assert "'torch'" in ended.stderr
     assert "pip install 'signet[train]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -90,7 +96,7 @@ def test_predict_reports_a_bad_picture_and_goes_on(zoo: Path, tmp_path: Path) ->
     ended = signet("predict", tmp_path, missing, "--model", packed_file, "--top-k", "1")
     assert ended.returncode == 1
     bad, good, absent = ended.stdout.splitlines()
-    assert "damaged" in bad
+    assert "incomplete" in bad
     assert any(label in good for label in ("red", "green", "blue"))
     assert "No such file" in absent
 

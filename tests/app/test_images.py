@@ -132,7 +132,23 @@ def test_senseless_orientations_are_ignored(value: int) -> None:
     assert np.array_equal(np.asarray(decode(data, max_pixels=LIMIT_PX).image), pictures.random_pixels())
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_metadata_never_reaches_the_decoder() -> None:
+    """An EXIF block of 60 kB whose entries claim 300 MB between them."""
+    found = decode(pictures.jpeg(40, 72, exif=pictures.exif_of_greedy_entries()), max_pixels=LIMIT_PX)
+    assert (found.width, found.height) == (40, 72)  # turned, so it was read
+    assert not {"exif", "icc_profile", "comment"} & set(found.image.info)
+
+
+def test_a_baseline_jpeg_may_be_larger_as_it_is_decoded_small() -> None:
+    data = pictures.jpeg(1000, 1000)
+    assert decode(data, max_pixels=250_000, needed_px=32).image.width < 500
+    for wrong in ({"max_pixels": 249_999, "needed_px": 32}, {"max_pixels": 250_000}):
+        with pytest.raises(ServiceError):
+            decode(data, **wrong)
+    with pytest.raises(ServiceError):
+        decode(pictures.jpeg(1000, 1000, progressive=True), max_pixels=250_000, needed_px=32)
+
+
 def test_a_damaged_exif_block_does_not_spoil_the_picture() -> None:
     data = pictures.jpeg(exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff" + bytes(20))
     assert decode(data, max_pixels=LIMIT_PX).width == 64

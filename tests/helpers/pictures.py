@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,11 +77,13 @@ def webp(height: int = 48, width: int = 64, seed: int = 0) -> bytes:
     return encoded(Image.fromarray(random_pixels(height, width, seed)), "WEBP", lossless=True)
 
 
+@cache
 def pixel_bomb(side_px: int = 50_000) -> bytes:
     """A PNG of `side_px` squared pixels in a few kilobytes: one bit a pixel, a stretch of it, deflated."""
     return raw_png(bytes(1 << 20), side_px, side_px, depth=1, colour=0)
 
 
+@cache
 def text_bomb(megabytes: int = 200) -> bytes:
     """A small PNG with a comment (zTXt) that inflates to `megabytes`."""
     squeezed = zlib.compress(bytes(megabytes << 20), 9)
@@ -88,10 +91,45 @@ def text_bomb(megabytes: int = 200) -> bytes:
     return flat_png(b"\x10\x20\x30", before=before)
 
 
+@cache
 def profile_bomb(megabytes: int = 200) -> bytes:
     """A small PNG with a colour profile (iCCP) that inflates to `megabytes`."""
     squeezed = zlib.compress(bytes(megabytes << 20), 9)
     return flat_png(b"\x10\x20\x30", before=chunk(b"iCCP", b"profile\x00\x00" + squeezed))
+
+
+@cache
+def international_bomb(megabytes: int = 200) -> bytes:
+    """A small PNG with a compressed iTXt comment that inflates to `megabytes`."""
+    squeezed = zlib.compress(bytes(megabytes << 20), 9)
+    return flat_png(b"\x10\x20\x30", before=chunk(b"iTXt", b"Comment\0\1\0en\0Remark\0" + squeezed))
+
+
+@cache
+def many_chunks(count: int = 100_000) -> bytes:
+    """A small PNG with very many empty comments."""
+    return flat_png(b"\x10\x20\x30", before=chunk(b"tEXt", b"a\0") * count)
+
+
+def resized_jpeg(data: bytes, side_px: int) -> bytes:
+    """The same JPEG, claiming another size in its frame header."""
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 5] + struct.pack(">HH", side_px, side_px) + data[frame + 9 :]
+
+
+def resized_webp(lossless: bytes, side_px: int) -> bytes:
+    """The same lossless WebP, claiming another size."""
+    assert lossless[12:16] == b"VP8L"
+    bits = struct.unpack_from("<I", lossless, 21)[0] & ~0xFFFFFFF | (side_px - 1) | (side_px - 1) << 14
+    return lossless[:21] + struct.pack("<I", bits) + lossless[25:]
+
+
+def exif_of_greedy_entries(entries: int = 5000) -> bytes:
+    """An EXIF block whose every entry claims all of it, with the orientation last."""
+    size = 10 + 12 * entries
+    table = [struct.pack("<HHII", 0x9000 + index, 7, size, 0) for index in range(entries - 1)]
+    table.append(struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, entries) + b"".join(table) + bytes(4)
 
 
 def stored(upright: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:

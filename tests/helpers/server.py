@@ -49,20 +49,21 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNET_")}
         if "SIGNET_ISA" in os.environ:
             environment["SIGNET_ISA"] = os.environ["SIGNET_ISA"]
+        settings = {"queue_deadline_ms": 60_000, **settings}  # the machine that runs the tests may be busy
         environment |= {f"SIGNET_{name.upper()}": str(value) for name, value in settings.items()}
         command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), "--models", str(models)]
-        self.begun = time.monotonic()
         self.process = subprocess.Popen(command, env=environment, stderr=self.log, stdout=self.log)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        self.ready_s = self._wait_until_ready()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self._wait_until_ready()
 
-    def _wait_until_ready(self) -> float:
-        while time.monotonic() - self.begun < 60:
+    def _wait_until_ready(self) -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 60:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended:\n{self.log_text()}")
             try:
                 if self.client.get("/livez").status_code == 200:
-                    return time.monotonic() - self.begun
+                    return
             except httpx.TransportError:
                 time.sleep(0.02)
         raise RuntimeError(f"the server did not start:\n{self.log_text()}")
@@ -79,6 +80,12 @@ class Server:
     def rss_bytes(self) -> int:
         size: int = psutil.Process(self.process.pid).memory_info().rss
         return size
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that the process has used: what a start costs, however busy the machine is."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of the samples of a metric that carry these labels."""
@@ -123,7 +130,7 @@ class Server:
         self.log.close()
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     """Wait for what happens just after an answer was sent, such as its line in the log."""
     end = time.monotonic() + within_s
     while not condition():
