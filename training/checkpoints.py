@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -91,7 +90,8 @@ class Checkpoints(Callback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number
-        print("\nsignet: saving after this batch or validation; once more ends at once", file=sys.stderr, flush=True)
+        # Not print: the signal may have come while something else is half printed.
+        os.write(2, b"\nsignet: saving after this batch or validation; once more ends at once\n")
 
     def _end_if_asked(self, trainer: Trainer, *, saved: bool = False) -> None:
         asked = self.received is not None

@@ -60,7 +60,10 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels uint8 [N, H, W, 3] -> logits float32 [N, classes]."""
+        # Pixels come as NHWC, so that channels-last memory costs nothing.
         x = images.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
+        if not self.recipe.training.channels_last:
+            x = x.contiguous()
         logits: Tensor = self.network(x)
         return logits.float()
 
@@ -83,9 +86,9 @@ class Classifier(LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.training.label_smoothing)
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True)
         self.log("train_loss_step", loss.detach())
-        self.log("train_top1", top1, on_step=False, on_epoch=True)
+        self.log("train_top1", top1, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -100,9 +103,9 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Add up over all processes and log."""
         images, top1, top5, loss = self.trainer.strategy.reduce(self.totals, reduce_op="sum").tolist()
-        self.log("val_top1", 100 * top1 / images, rank_zero_only=False)
-        self.log("val_top5", 100 * top5 / images)
-        self.log("val_loss", loss / images)
+        self.log("val_top1", 100 * top1 / images, sync_dist=True)
+        self.log("val_top5", 100 * top5 / images, sync_dist=True)
+        self.log("val_loss", loss / images, sync_dist=True)
 
 
 def count(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ torch is imported when a command runs, not before: help answers at once, and on 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,10 +88,13 @@ def train(
     from training.train import train as run
 
     outcome = run(load_recipe(recipe, settings or ()), data_root=data, output=output, resume=resume)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     if outcome.signal is not None:
-        print(f"stopped; saved {outcome.last}. To go on, repeat the command with --resume auto", file=sys.stderr)
+        if first:
+            print(f"stopped; saved {outcome.last}. To go on, repeat the command with --resume auto", file=sys.stderr)
         raise typer.Exit(SIGNAL_BASE + outcome.signal)
-    print(f"done: {outcome.best}, top-1 {outcome.best_top1:.2f} %" if outcome.best else f"done: {outcome.last}")
+    if first:
+        print(f"done: {outcome.best}, top-1 {outcome.best_top1:.2f} %" if outcome.best else f"done: {outcome.last}")
 
 
 @commands.command()

@@ -112,13 +112,15 @@ def _load_checkpoint(path: Path) -> Trained:
         network = restore(recipe.model, state)
     except RuntimeError as error:
         raise TrainingError(f"{path}: state_dict: {str(error).splitlines()[0]}") from error
-    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network.to(device)
+    mean, std = torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        x = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        x = ((images.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2)
         logits: Tensor = network(x)
-        return logits
+        return logits.cpu()
 
     return Trained(predict, tuple(parameters["class_names"]), spec, recipe.data)
 

@@ -121,7 +121,7 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        deterministic=False,
+        benchmark=True,
     )
 
 

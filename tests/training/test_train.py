@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,3 +196,12 @@ def test_a_recipe_that_does_not_fit_its_data(
     raw = {**raw_recipe, **{part: {**raw_recipe[part], **fields} for part, fields in changes.items()}}
     with pytest.raises(TrainingError, match=message):
         training.train(check_recipe(raw, "test"), data_root=cifar_batches, output=tmp_path)
+
+
+@pytest.mark.skipif("SIGNET_DATA" not in os.environ, reason="SIGNET_DATA names no folder with CIFAR-10")
+def test_real_images_are_learnt(raw_recipe: Raw, tmp_path: Path) -> None:
+    """A few seconds on 2,560 real images are enough to be clearly above chance (10 %)."""
+    raw = {**raw_recipe, "data": {"name": "cifar10", "train_images": 2560, "validation_images": 1000}}
+    outcome = training.train(recipe_of(raw, batch_size=64, epochs=3), output=tmp_path)
+    assert outcome.best_top1 is not None
+    assert outcome.best_top1 > 18

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from training.recipe import SmallImageAugment
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What was drawn for each image of a batch.
+class Draw(NamedTuple):
+    """What was drawn for each image of a batch; all int64 [B].
 
-    `top`, `left` int64 [B]: offset of the crop in the image, -padding..padding; `flip` bool [B];
-    `cut_y`, `cut_x` int64 [B]: centre of the cutout square in the crop.
+    `top`, `left`: offset of the crop in the image, -padding..padding; `flip`: 1 = mirrored;
+    `cut_y`, `cut_x`: centre of the cutout square in the crop.
     """
 
     top: Tensor
@@ -26,8 +25,7 @@ class Draw:
 
     def share(self, rank: int, world: int) -> Draw:
         """Every `world`-th image's, beginning with `rank`'s."""
-        mine = slice(rank, None, world)
-        return Draw(self.top[mine], self.left[mine], self.flip[mine], self.cut_y[mine], self.cut_x[mine])
+        return Draw(*(values[rank::world] for values in self))
 
 
 def draw(count: int, height: int, width: int, augment: SmallImageAugment, generator: torch.Generator) -> Draw:
@@ -40,7 +38,7 @@ def draw(count: int, height: int, width: int, augment: SmallImageAugment, genera
     return Draw(
         top=integers(-padding, padding + 1),
         left=integers(-padding, padding + 1),
-        flip=torch.rand(count, generator=generator) < (0.5 if augment.flip else 0.0),
+        flip=integers(0, 2) if augment.flip else torch.zeros(count, dtype=torch.int64),
         cut_y=integers(0, height),
         cut_x=integers(0, width),
     )
@@ -61,16 +59,18 @@ def apply(images: Tensor, index: Tensor, drawn: Draw, augment: SmallImageAugment
     uint8 [B, H, W, 3] on the device of `images`.
     """
     device, (height, width) = images.device, images.shape[1:3]
+    # One transfer to the device, not six.
+    index, top, left, flip, cut_y, cut_x = torch.stack([index, *drawn]).to(device)
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-    rows = y + drawn.top.to(device)[:, None]
-    columns = torch.where(drawn.flip.to(device)[:, None], width - 1 - x, x) + drawn.left.to(device)[:, None]
-    crop = images[index.to(device)[:, None, None], _inside(rows, height)[:, :, None], _inside(columns, width)[:, None]]
+    rows = y + top[:, None]
+    columns = torch.where(flip[:, None] == 1, width - 1 - x, x) + left[:, None]
+    crop = images[index[:, None, None], _inside(rows, height)[:, :, None], _inside(columns, width)[:, None]]
     if augment.crop_fill == "zero" and augment.crop_padding_px:
         outside_y, outside_x = (rows < 0) | (rows >= height), (columns < 0) | (columns >= width)
         crop = crop.masked_fill((outside_y[:, :, None] | outside_x[:, None])[..., None], 0)
     if augment.cutout_px:
-        near_y = _within(y, drawn.cut_y.to(device), augment.cutout_px)
-        near_x = _within(x, drawn.cut_x.to(device), augment.cutout_px)
+        near_y = _within(y, cut_y, augment.cutout_px)
+        near_x = _within(x, cut_x, augment.cutout_px)
         crop = torch.where((near_y[:, :, None] & near_x[:, None])[..., None], fill.to(device), crop)
     return crop
 

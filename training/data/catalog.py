@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from training.data import cifar10, imagefolder
-from training.data.dataset import Dataset, Pixels
+from training.data.dataset import Dataset, Pixels, Split
 from training.errors import TrainingError
 from training.recipe import Cifar10Data, DataConfig
 
@@ -22,13 +23,10 @@ def load(config: DataConfig, root: Path | None = None) -> Dataset:
     found = data_root(config, root)
     if isinstance(config, Cifar10Data):
         dataset = cifar10.read(found)
-        train = _first(dataset.train, config.train_images)
-        return Dataset(
-            dataset.name,
-            train,
-            _first(dataset.validation, config.validation_images),
-            dataset.class_names,
-            dataset.input,
+        return replace(
+            dataset,
+            train=_first(dataset.train, config.train_images),
+            validation=_first(dataset.validation, config.validation_images),
         )
     return imagefolder.read(found, config)
 
@@ -49,6 +47,7 @@ def data_root(config: DataConfig, root: Path | None = None) -> Path:
     )
 
 
-def _first(split: Dataset | object, count: int | None) -> Pixels:
-    assert isinstance(split, Pixels)
-    return split if count is None else Pixels(split.images[:count], split.labels[:count])
+def _first(split: Split, count: int | None) -> Split:
+    if count is None or not isinstance(split, Pixels):
+        return split
+    return Pixels(split.images[:count], split.labels[:count])

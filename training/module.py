@@ -1,0 +1,71 @@
+"""What the training of every task shares: the network, the pixels it reads, its optimiser and learning rate."""
+
+# ruff: noqa: ARG002 - hooks have the parameters that Lightning passes
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from models.networks import build
+from models.packing.file import InputSpec
+from training import optimizer, schedule
+from training.recipe import Recipe, check_recipe
+
+
+class NetworkModule(LightningModule):
+    """A network and its optimisation; a task adds its loss and its measures.
+
+    Its checkpoints hold plain data and tensors alone, so `torch.load(path, weights_only=True)` reads them:
+    `state_dict` (the network's names prefixed by `network.`) and `hyper_parameters` with `recipe`, `input` (an
+    InputSpec), `provenance` and what the task's outputs mean, from which the network is built again.
+
+    Logged metric: `learning_rate`.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        input: dict[str, Any],
+        provenance: dict[str, Any] | None = None,
+        **outputs: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"recipe": recipe, "input": input, "provenance": provenance or {}, **outputs})
+        self.recipe: Recipe = check_recipe(recipe, "checkpoint")
+        self.spec = InputSpec.model_validate(input)
+        self.network = build(self.recipe.model)
+        if self.recipe.training.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.recipe.training.compile:
+            self.network.compile()
+        # Of a batch of pixels: x * pixel_scale + pixel_shift = (x / 255 - mean) / std.
+        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
+        self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", (-mean / std).reshape(3, 1, 1), persistent=False)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Pixels uint8 [N, H, W, 3] -> the network's input float32 [N, 3, H, W]."""
+        # Pixels come as NHWC, so that channels-last memory costs nothing.
+        x = images.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
+        return x if self.recipe.training.channels_last else x.contiguous()
+
+    def configure_optimizers(self) -> Optimizer:
+        """The recipe's optimiser; its rate is set before each step by `on_train_batch_start`."""
+        return optimizer.make(self.network, self.recipe.training)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the step that this batch belongs to."""
+        training = self.recipe.training
+        steps = int(self.trainer.estimated_stepping_batches)
+        now = schedule.rate(self.global_step, steps, training)
+        for one in self.trainer.optimizers:
+            optimizer.set_rate(one, training.learning_rate, now)
+        self.log("learning_rate", training.learning_rate * now.scale)
