@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from models.hourglass import HourglassConfig, StackedHourglass
 from models.resnet import ResNet, ResNetConfig
 
-NetworkConfig = ResNetConfig
+NetworkConfig = Annotated[ResNetConfig | HourglassConfig, Field(discriminator="architecture")]
 
 
 def build(config: NetworkConfig) -> nn.Module:
-    """A freshly initialised network: normalised images [N, 3, H, W] -> logits [N, classes]."""
-    return ResNet(config)
+    """A freshly initialised network: normalised images [N, 3, H, W] -> logits [N, classes] or heatmaps."""
+    return StackedHourglass(config) if isinstance(config, HourglassConfig) else ResNet(config)
 
 
 def restore(config: NetworkConfig, state: Mapping[str, Tensor]) -> nn.Module:

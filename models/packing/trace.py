@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from models.latent import BinaryConv2d, BinaryLinear, RPReLU, Sign
+from models.latent import BinaryConv2d, BinaryLinear, RPReLU, Sign, reconstruct_once
 from models.latent.scale import OutputScale
 from models.packing import graph as g
 
@@ -49,7 +49,9 @@ def trace(network: nn.Module, outputs: tuple[str, ...] = ("logits",)) -> Traced:
     network.eval()
     try:
         with torch.no_grad():
-            return _Lowering(network, outputs).run()
+            lowering = _Lowering(network, outputs)
+            with reconstruct_once(network.modules()):
+                return lowering.run()
     finally:
         for module, mode in modes.items():
             module.training = mode

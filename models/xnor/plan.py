@@ -332,7 +332,7 @@ class _Planner:
     def _threshold(self, step: Step, op: Threshold) -> None:
         """With flip, `x <= t` is asked as `-x >= -t`: negation is exact."""
         threshold = self._array(op.threshold)
-        sign = np.zeros(0, np.float32)
+        sign = np.zeros(len(threshold), np.float32)
         if op.flip is not None and self.file.tensors[op.flip].any():
             flip = self.file.tensors[op.flip] != 0
             sign = np.where(flip, np.float32(-0.0), np.float32(0.0)).astype(np.float32)

@@ -18,8 +18,9 @@ struct Floats {
     static Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
     static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-    static Vector minus_twice(Vector total, const int32_t* counts) {
-        return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(counts)), _mm512_set1_ps(2), total);
+    static __m512i load_counts(const int32_t* counts) { return _mm512_loadu_si512(counts); }
+    static Vector minus_twice(Vector total, __m512i counts) {
+        return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(counts), _mm512_set1_ps(2), total);
     }
     static Vector prelu(Vector x, Vector slope) {
         return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), x, slope);

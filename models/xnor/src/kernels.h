@@ -64,7 +64,7 @@ enum class StageKind : uint8_t { kScale, kShift, kPixelScale, kPrelu, kRelu, kAd
 struct Stage {
     StageKind kind;
     const float* channel = nullptr;  // [channels] padded to kLanes; kPixelScale: [pixels]
-    const float* sign = nullptr;     // kBits: -0.0 where the comparison is flipped; null = nowhere
+    const float* sign = nullptr;     // kBits: -0.0 where the comparison is flipped, else 0
     int64_t offset = 0;              // kAdd, kStore, kBits: where the value lies in the arena, bytes
     int64_t stride = 0;              // from pixel to pixel: floats, or for kBits bytes
     int channels = 0;                // kBits
@@ -74,7 +74,7 @@ struct FinishTile {
     const int32_t* counts = nullptr;  // [pixels][kTileLanes], or
     const float* floats = nullptr;    // at float_offset[p]
     int64_t float_offset[kTilePixels] = {};
-    float total = 0;  // counts become total - 2 count
+    float total = 0;  // counts become total - 2 count: exact, both are integers below 2^24
     const int32_t* out_pixel = nullptr;
     int pixels = 0;
     int channel = 0;  // the first one; a multiple of kLanes
@@ -86,7 +86,8 @@ struct FinishTile {
 
 struct Kernels {
     const char* isa;
-    void (*binary)(const BinaryTile&);
+    // Counts a tile; with a FinishTile also finishes it, else leaves the counts in the buffer.
+    void (*binary)(const BinaryTile&, const FinishTile*);
     void (*real)(const FloatTile&);
     void (*pool)(const PoolTile&);
     void (*finish)(const FinishTile&);

@@ -1,6 +1,8 @@
 // AVX2, FMA and F16C: bits are counted a nibble at a time through a byte shuffle.
 #include <immintrin.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace xnor {
@@ -33,11 +35,13 @@ struct Floats {
         return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
     }
     static Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-    static Vector minus_twice(Vector total, const int32_t* counts) {
+    static Vector load_counts(const int32_t* counts) {
         const __m256i* from = reinterpret_cast<const __m256i*>(counts);
+        return {_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), _mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1))};
+    }
+    static Vector minus_twice(Vector total, Vector counts) {
         const __m256 two = _mm256_set1_ps(2);
-        return {_mm256_fnmadd_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), two, total.low),
-                _mm256_fnmadd_ps(_mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1)), two, total.high)};
+        return {_mm256_fnmadd_ps(counts.low, two, total.low), _mm256_fnmadd_ps(counts.high, two, total.high)};
     }
     // The sign bit of x chooses; -0.0 becomes -0.0 * slope, which equals 0 as torch's does.
     static Vector prelu(Vector x, Vector slope) {
@@ -64,6 +68,7 @@ struct Words {
     static constexpr int kVectors = 2;
     static constexpr int kPixels = 3;
     static constexpr int kBudget = 31;
+    static constexpr bool kFinish = false;
 
     static Vector zero() { return _mm256_setzero_si256(); }
     static Vector load(const uint64_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -79,12 +84,10 @@ struct Words {
         return _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
     }
     static Vector widen(Vector sum) { return _mm256_sad_epu8(sum, _mm256_setzero_si256()); }
-    template <int N>
-    static void store(int32_t* to, const Vector (&sums)[N]) {
+    static void store(int32_t* to, Vector sum) {
         const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-        for (int v = 0; v < N; ++v)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + v * kLanes),
-                             _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sums[v], even)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                         _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sum, even)));
     }
     static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
 };

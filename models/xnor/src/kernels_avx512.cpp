@@ -1,6 +1,8 @@
 // AVX-512 F/BW/DQ/VL without VPOPCNTDQ: bits are counted a nibble at a time through a byte shuffle.
 #include <immintrin.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace xnor {
@@ -14,6 +16,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 3;
     static constexpr int kBudget = 31;
+    static constexpr bool kFinish = true;
 
     static Vector zero() { return _mm512_setzero_si512(); }
     static Vector load(const uint64_t* from) { return _mm512_loadu_si512(from); }
@@ -28,10 +31,12 @@ struct Words {
         return _mm512_add_epi8(sum, _mm512_add_epi8(low, high));
     }
     static Vector widen(Vector sum) { return _mm512_sad_epu8(sum, _mm512_setzero_si512()); }
-    template <int N>
-    static void store(int32_t* to, const Vector (&sums)[N]) {
-        for (int v = 0; v < N; ++v)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + v * kLanes), _mm512_cvtepi64_epi32(sums[v]));
+    static void store(int32_t* to, Vector sum) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(sum));
+    }
+    static __m512i pair(Vector a, Vector b) {
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        return _mm512_permutex2var_epi32(a, even, b);
     }
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };

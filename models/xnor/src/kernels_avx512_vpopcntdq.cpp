@@ -1,6 +1,8 @@
 // AVX-512 with VPOPCNTDQ: xor, popcount, add, one instruction each for eight channels' words.
 #include <immintrin.h>
 
+#include <utility>
+
 #include "kernels.h"
 
 namespace xnor {
@@ -14,6 +16,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 6;  // x 4 vectors = 24 of 32 registers hold sums
     static constexpr int kBudget = 0;
+    static constexpr bool kFinish = true;
 
     static Vector zero() { return _mm512_setzero_si512(); }
     static Vector load(const uint64_t* from) { return _mm512_loadu_si512(from); }
@@ -23,13 +26,12 @@ struct Words {
         return _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_xor_si512(x, w)));
     }
     static Vector widen(Vector sum) { return sum; }
-    template <int N>
-    static void store(int32_t* to, const Vector (&sums)[N]) {
+    static void store(int32_t* to, Vector sum) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(sum));
+    }
+    static __m512i pair(Vector a, Vector b) {
         const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        for (int v = 0; v + 1 < N; v += 2)
-            _mm512_storeu_si512(to + v * kLanes, _mm512_permutex2var_epi32(sums[v], even, sums[v + 1]));
-        if (N % 2)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (N - 1) * kLanes), _mm512_cvtepi64_epi32(sums[N - 1]));
+        return _mm512_permutex2var_epi32(a, even, b);
     }
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };

@@ -4,20 +4,148 @@
 // here may call an inline function of the standard library, whose one linked copy could come from a file
 // compiled for a newer machine.
 
+// Runs f(Index<0>) .. f(Index<N - 1>), written out: arrays indexed so stay in registers.
+template <int I>
+struct Index {
+    static constexpr int value = I;
+    constexpr operator int() const { return I; }
+};
+
+#define XNOR_INLINE __attribute__((always_inline))
+
+template <class F, int... I>
+XNOR_INLINE inline void repeat_each(const F& f, std::integer_sequence<int, I...>) {
+    (f(Index<I>{}), ...);
+}
+
+template <int N, class F>
+XNOR_INLINE inline void repeat(const F& f) {
+    repeat_each(f, std::make_integer_sequence<int, N>{});
+}
+
+// ---- from sums to values ----------------------------------------------------------------------------------
+
+// Takes 16 channels of P pixels through all stages; they stay in registers from one to the next.
+template <int P>
+XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pixel, int channel,
+                                   Floats::Vector (&x)[P]) {
+    const Stage* const end = tile.stages + tile.stage_count;
+    char* const arena = tile.arena;
+    for (const Stage* stage = tile.stages; stage != end; ++stage) {
+        switch (stage->kind) {
+            case StageKind::kScale: {
+                const Floats::Vector scale = Floats::load(stage->channel + channel);
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::multiply(x[p], scale); });
+                break;
+            }
+            case StageKind::kShift: {
+                const Floats::Vector shift = Floats::load(stage->channel + channel);
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::add(x[p], shift); });
+                break;
+            }
+            case StageKind::kPixelScale:
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    x[p] = Floats::multiply(x[p], Floats::set1(stage->channel[out_pixel[p]]));
+                });
+                break;
+            case StageKind::kPrelu: {
+                const Floats::Vector slope = Floats::load(stage->channel + channel);
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::prelu(x[p], slope); });
+                break;
+            }
+            case StageKind::kRelu:
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::max(Floats::set1(0), x[p]); });
+                break;
+            case StageKind::kAdd: {
+                const float* from = reinterpret_cast<const float*>(arena + stage->offset) + channel;
+                const int64_t stride = stage->stride;
+                repeat<P>([&](auto p)
+                              XNOR_INLINE { x[p] = Floats::add(x[p], Floats::load(from + out_pixel[p] * stride)); });
+                break;
+            }
+            case StageKind::kStore: {
+                float* to = reinterpret_cast<float*>(arena + stage->offset) + channel;
+                const int64_t stride = stage->stride;
+                repeat<P>([&](auto p) XNOR_INLINE { Floats::store(to + out_pixel[p] * stride, x[p]); });
+                break;
+            }
+            case StageKind::kBits: {
+                const Floats::Vector threshold = Floats::load(stage->channel + channel);
+                const Floats::Vector sign = Floats::load(stage->sign + channel);
+                const int left = stage->channels - channel;
+                const uint32_t valid = left >= kLanes ? 0xffffu : (1u << left) - 1;
+                char* to = arena + stage->offset + channel / 8;
+                const int64_t stride = stage->stride;
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    const uint32_t bits = Floats::at_least(Floats::flip_sign(x[p], sign), threshold) & valid;
+                    const uint16_t half_word = static_cast<uint16_t>(bits);
+                    __builtin_memcpy(to + out_pixel[p] * stride, &half_word, sizeof half_word);
+                });
+                // The last vector of a pixel also clears the unused part of the last word.
+                if (left <= kLanes) {
+                    const int tail = static_cast<int>(stride) - channel / 8;
+                    for (int i = 2; i < tail; i += 2)
+                        for (int p = 0; p < P; ++p) __builtin_memset(to + out_pixel[p] * stride + i, 0, 2);
+                }
+                break;
+            }
+        }
+    }
+}
+
+template <int P>
+__attribute__((noinline)) void finish_pixels(const FinishTile& tile) {
+    for (int lane = 0; lane < tile.lanes; lane += kLanes) {
+        Floats::Vector x[P];
+        if (tile.counts) {
+            const Floats::Vector total = Floats::set1(tile.total);
+            const int32_t* counts = tile.counts + lane;
+            repeat<P>([&](auto p) XNOR_INLINE {
+                x[p] = Floats::minus_twice(total, Floats::load_counts(counts + p * kTileLanes));
+            });
+        } else {
+            const float* floats = tile.floats + lane;
+            repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::load(floats + tile.float_offset[p]); });
+        }
+        run_stages<P>(tile, tile.out_pixel, tile.channel + lane, x);
+    }
+}
+
+void finish(const FinishTile& tile) {
+    static_assert(kTilePixels == 6, "one case a number of pixels");
+    switch (tile.pixels) {
+        case 1:
+            return finish_pixels<1>(tile);
+        case 2:
+            return finish_pixels<2>(tile);
+        case 3:
+            return finish_pixels<3>(tile);
+        case 4:
+            return finish_pixels<4>(tile);
+        case 5:
+            return finish_pixels<5>(tile);
+        default:
+            return finish_pixels<6>(tile);
+    }
+}
+
 // ---- binary convolution: channels in lanes, the activation word broadcast --------------------------------
 
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
 // byte holds at most 255 / 8 = 31 words' counts, then `widen` moves them to 64-bit totals.
-template <int P, int NV>
-inline void count_block(const BinaryTile& tile, const int32_t* in_offset, int first_lane, int32_t* counts) {
+// With `out`, the counts go on to their values while still in registers; else to the tile buffer.
+template <int P, int NV, bool Finish, class W = Words>
+__attribute__((noinline)) void count_block(const BinaryTile& tile, int first_pixel, int first_lane,
+                                           const FinishTile* out) {
     const Window& window = tile.window;
     const uint64_t* pixel[P];
-    for (int p = 0; p < P; ++p) pixel[p] = tile.input + in_offset[p];
-    Words::Vector sums[P][NV];
-    Words::Vector totals[P][NV];
-    for (int p = 0; p < P; ++p)
-        for (int v = 0; v < NV; ++v) sums[p][v] = totals[p][v] = Words::zero();
+    Words::Vector sums[P * NV];
+    repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[first_pixel + p]; });
+    repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
+    Words::Vector totals[Words::kBudget != 0 ? P * NV : 1];
+    if constexpr (Words::kBudget != 0) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = Words::zero(); });
     int budget = Words::kBudget;
+    const int64_t lanes = tile.lanes;
     for (int row = 0; row < window.rows; ++row) {
         for (int col = 0; col < window.cols; ++col) {
             const uint64_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
@@ -25,65 +153,88 @@ inline void count_block(const BinaryTile& tile, const int32_t* in_offset, int fi
             int64_t left = window.run;
             while (left > 0) {
                 int64_t part = left;
-                if (Words::kBudget != 0) {
+                if constexpr (Words::kBudget != 0) {
                     if (part > budget) part = budget;
                     budget -= static_cast<int>(part);
                 }
                 left -= part;
                 for (const int64_t end = at + part; at < end; ++at) {
                     Words::Vector w[NV];
-                    for (int v = 0; v < NV; ++v) w[v] = Words::load(weight + v * Words::kLanes);
-                    for (int p = 0; p < P; ++p) {
+                    repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
+                    repeat<P>([&](auto p) XNOR_INLINE {
                         const Words::Vector x = Words::broadcast(pixel[p] + at);
-                        for (int v = 0; v < NV; ++v) sums[p][v] = Words::add_count(sums[p][v], x, w[v]);
-                    }
-                    weight += tile.lanes;
+                        repeat<NV>([&](auto v)
+                                       XNOR_INLINE { sums[p * NV + v] = Words::add_count(sums[p * NV + v], x, w[v]); });
+                    });
+                    weight += lanes;
                 }
-                if (Words::kBudget != 0 && budget == 0) {
-                    for (int p = 0; p < P; ++p)
-                        for (int v = 0; v < NV; ++v) {
-                            totals[p][v] = Words::add(totals[p][v], Words::widen(sums[p][v]));
-                            sums[p][v] = Words::zero();
-                        }
-                    budget = Words::kBudget;
+                if constexpr (Words::kBudget != 0) {
+                    if (budget == 0) {
+                        repeat<P * NV>([&](auto i) XNOR_INLINE {
+                            totals[i] = Words::add(totals[i], Words::widen(sums[i]));
+                            sums[i] = Words::zero();
+                        });
+                        budget = Words::kBudget;
+                    }
                 }
             }
         }
     }
-    for (int p = 0; p < P; ++p) {
-        for (int v = 0; v < NV && Words::kBudget != 0; ++v)
-            sums[p][v] = Words::add(totals[p][v], Words::widen(sums[p][v]));
-        Words::store<NV>(counts + p * kTileLanes + first_lane, sums[p]);
+    if constexpr (Words::kBudget != 0)
+        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
+    if constexpr (Finish) {
+        const Floats::Vector total = Floats::set1(out->total);
+        repeat<NV / 2>([&](auto v) XNOR_INLINE {
+            Floats::Vector x[P];
+            repeat<P>([&](auto p) XNOR_INLINE {
+                x[p] = Floats::minus_twice(total, W::pair(sums[p * NV + 2 * v], sums[p * NV + 2 * v + 1]));
+            });
+            run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
+        });
+    } else {
+        repeat<P>([&](auto p) XNOR_INLINE {
+            int32_t* to = tile.counts + (first_pixel + p) * kTileLanes + first_lane;
+            repeat<NV>([&](auto v) XNOR_INLINE { Words::store(to + v * Words::kLanes, sums[p * NV + v]); });
+        });
     }
 }
 
-template <int P>
-inline void count_pixels(const BinaryTile& tile, int first_pixel) {
-    const int32_t* in_offset = tile.window.in_offset + first_pixel;
-    int32_t* counts = tile.counts + first_pixel * kTileLanes;
+template <int P, bool Finish>
+inline void count_pixels(const BinaryTile& tile, int first_pixel, const FinishTile* out) {
     constexpr int kWide = Words::kVectors * Words::kLanes;
+    constexpr int kNarrow = (Finish ? kLanes : 8) / Words::kLanes;
     int lane = 0;
-    for (; lane + kWide <= tile.lanes; lane += kWide) count_block<P, Words::kVectors>(tile, in_offset, lane, counts);
-    for (; lane < tile.lanes; lane += 8) count_block<P, 8 / Words::kLanes>(tile, in_offset, lane, counts);
+    for (; lane + kWide <= tile.lanes; lane += kWide)
+        count_block<P, Words::kVectors, Finish>(tile, first_pixel, lane, out);
+    for (; lane < tile.lanes; lane += kNarrow * Words::kLanes)
+        count_block<P, kNarrow, Finish>(tile, first_pixel, lane, out);
 }
 
-void binary(const BinaryTile& tile) {
+template <bool Finish>
+inline void count_tile(const BinaryTile& tile, const FinishTile* out) {
     int p = 0;
-    for (; p + Words::kPixels <= tile.window.pixels; p += Words::kPixels) count_pixels<Words::kPixels>(tile, p);
+    for (; p + Words::kPixels <= tile.window.pixels; p += Words::kPixels)
+        count_pixels<Words::kPixels, Finish>(tile, p, out);
     switch (tile.window.pixels - p) {
         case 1:
-            return count_pixels<1>(tile, p);
+            return count_pixels<1, Finish>(tile, p, out);
         case 2:
-            return count_pixels<2>(tile, p);
+            return count_pixels<2, Finish>(tile, p, out);
         case 3:
-            return count_pixels<3>(tile, p);
+            return count_pixels<3, Finish>(tile, p, out);
         case 4:
-            return count_pixels<4>(tile, p);
+            return count_pixels<4, Finish>(tile, p, out);
         case 5:
-            return count_pixels<5>(tile, p);
+            return count_pixels<5, Finish>(tile, p, out);
         default:
             return;
     }
+}
+
+void binary(const BinaryTile& tile, const FinishTile* out) {
+    if (Words::kFinish && out && tile.lanes % kLanes == 0) return count_tile<Words::kFinish>(tile, out);
+    count_tile<false>(tile, nullptr);
+    if (out) finish(*out);
 }
 
 // The same work on registers alone: what the machine could do if memory and loops cost nothing.
@@ -112,14 +263,14 @@ int64_t ceiling(int64_t rounds) {
 // ---- float convolution ------------------------------------------------------------------------------------
 
 template <int P, int NV, bool Half>
-inline void sum_block(const FloatTile& tile, int first_lane) {
+__attribute__((noinline)) void sum_block(const FloatTile& tile, int first_lane) {
     using Weight = typename Floats::Weight<Half>::Type;
     const Window& window = tile.window;
     const float* pixel[P];
-    for (int p = 0; p < P; ++p) pixel[p] = tile.input + window.in_offset[p];
-    Floats::Vector sums[P][NV];
-    for (int p = 0; p < P; ++p)
-        for (int v = 0; v < NV; ++v) sums[p][v] = Floats::set1(0);
+    Floats::Vector sums[P * NV];
+    repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[p]; });
+    repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Floats::set1(0); });
+    const int64_t lanes = tile.lanes;
     for (int row = 0; row < window.rows; ++row) {
         for (int col = 0; col < window.cols; ++col) {
             const Weight* weight =
@@ -127,17 +278,21 @@ inline void sum_block(const FloatTile& tile, int first_lane) {
             int64_t at = row * window.in_row + col * window.in_col;
             for (const int64_t end = at + window.run; at < end; ++at) {
                 Floats::Vector w[NV];
-                for (int v = 0; v < NV; ++v) w[v] = Floats::load(weight + v * kLanes);
-                for (int p = 0; p < P; ++p) {
+                repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Floats::load(weight + v * kLanes); });
+                repeat<P>([&](auto p) XNOR_INLINE {
                     const Floats::Vector x = Floats::set1(pixel[p][at]);
-                    for (int v = 0; v < NV; ++v) sums[p][v] = Floats::multiply_add(x, w[v], sums[p][v]);
-                }
-                weight += tile.lanes;
+                    repeat<NV>([&](auto v)
+                                   XNOR_INLINE { sums[p * NV + v] = Floats::multiply_add(x, w[v], sums[p * NV + v]); });
+                });
+                weight += lanes;
             }
         }
     }
-    for (int p = 0; p < P; ++p)
-        for (int v = 0; v < NV; ++v) Floats::store(tile.sums + p * kTileLanes + first_lane + v * kLanes, sums[p][v]);
+    repeat<P>([&](auto p) XNOR_INLINE {
+        repeat<NV>([&](auto v) XNOR_INLINE {
+            Floats::store(tile.sums + p * kTileLanes + first_lane + v * kLanes, sums[p * NV + v]);
+        });
+    });
 }
 
 template <int P, bool Half>
@@ -207,97 +362,5 @@ void pool(const PoolTile& tile) {
             return pool_as<Pool::kMean>(tile);
         case Pool::kMeanByRow:
             return pool_as<Pool::kMeanByRow>(tile);
-    }
-}
-
-// ---- from sums to values ----------------------------------------------------------------------------------
-
-template <int P>
-inline void store_bits(const Stage& stage, const FinishTile& tile, int channel, const Floats::Vector (&x)[P]) {
-    const Floats::Vector threshold = Floats::load(stage.channel + channel);
-    const int left = stage.channels - channel;
-    const uint32_t valid = left >= kLanes ? 0xffffu : (1u << left) - 1;
-    // The last vector of a pixel also clears the unused part of the last word.
-    const int tail = left <= kLanes ? static_cast<int>(((stage.channels + 63) / 64) * 8 - (channel + kLanes) / 8) : 0;
-    char* base = tile.arena + stage.offset + channel / 8;
-    for (int p = 0; p < P; ++p) {
-        const Floats::Vector value = stage.sign ? Floats::flip_sign(x[p], Floats::load(stage.sign + channel)) : x[p];
-        const uint16_t bits = static_cast<uint16_t>(Floats::at_least(value, threshold) & valid);
-        char* to = base + tile.out_pixel[p] * stage.stride;
-        __builtin_memcpy(to, &bits, sizeof bits);
-        for (int i = 0; i < tail; i += 2) __builtin_memset(to + 2 + i, 0, 2);
-    }
-}
-
-template <int P>
-inline void finish_pixels(const FinishTile& tile) {
-    for (int lane = 0; lane < tile.lanes; lane += kLanes) {
-        const int channel = tile.channel + lane;
-        Floats::Vector x[P];
-        if (tile.counts) {
-            // Both steps are exact: counts and totals are integers below 2^24.
-            const Floats::Vector total = Floats::set1(tile.total);
-            for (int p = 0; p < P; ++p) x[p] = Floats::minus_twice(total, tile.counts + p * kTileLanes + lane);
-        } else {
-            for (int p = 0; p < P; ++p) x[p] = Floats::load(tile.floats + tile.float_offset[p] + lane);
-        }
-        for (const Stage *stage = tile.stages, *end = stage + tile.stage_count; stage != end; ++stage) {
-            switch (stage->kind) {
-                case StageKind::kScale: {
-                    const Floats::Vector scale = Floats::load(stage->channel + channel);
-                    for (int p = 0; p < P; ++p) x[p] = Floats::multiply(x[p], scale);
-                    break;
-                }
-                case StageKind::kShift: {
-                    const Floats::Vector shift = Floats::load(stage->channel + channel);
-                    for (int p = 0; p < P; ++p) x[p] = Floats::add(x[p], shift);
-                    break;
-                }
-                case StageKind::kPixelScale:
-                    for (int p = 0; p < P; ++p)
-                        x[p] = Floats::multiply(x[p], Floats::set1(stage->channel[tile.out_pixel[p]]));
-                    break;
-                case StageKind::kPrelu: {
-                    const Floats::Vector slope = Floats::load(stage->channel + channel);
-                    for (int p = 0; p < P; ++p) x[p] = Floats::prelu(x[p], slope);
-                    break;
-                }
-                case StageKind::kRelu:
-                    for (int p = 0; p < P; ++p) x[p] = Floats::max(Floats::set1(0), x[p]);
-                    break;
-                case StageKind::kAdd: {
-                    const float* from = reinterpret_cast<const float*>(tile.arena + stage->offset) + channel;
-                    for (int p = 0; p < P; ++p)
-                        x[p] = Floats::add(x[p], Floats::load(from + tile.out_pixel[p] * stage->stride));
-                    break;
-                }
-                case StageKind::kStore: {
-                    float* to = reinterpret_cast<float*>(tile.arena + stage->offset) + channel;
-                    for (int p = 0; p < P; ++p) Floats::store(to + tile.out_pixel[p] * stage->stride, x[p]);
-                    break;
-                }
-                case StageKind::kBits:
-                    store_bits<P>(*stage, tile, channel, x);
-                    break;
-            }
-        }
-    }
-}
-
-void finish(const FinishTile& tile) {
-    static_assert(kTilePixels == 6, "one case a number of pixels");
-    switch (tile.pixels) {
-        case 1:
-            return finish_pixels<1>(tile);
-        case 2:
-            return finish_pixels<2>(tile);
-        case 3:
-            return finish_pixels<3>(tile);
-        case 4:
-            return finish_pixels<4>(tile);
-        case 5:
-            return finish_pixels<5>(tile);
-        default:
-            return finish_pixels<6>(tile);
     }
 }

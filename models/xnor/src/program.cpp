@@ -173,12 +173,12 @@ public:
             const int64_t first = item % chunks_ * kTilesPerItem;
             for (int64_t t = first; t < std::min(first + kTilesPerItem, tile_count); ++t) {
                 const Geometry::Tile& tile = geometry_->tiles[static_cast<size_t>(t)];
-                for (int b = window.first_block; b < window.last_block; ++b)
-                    sum(context, tile, cut_.blocks[static_cast<size_t>(b)], buffer);
                 out.total = totals_[static_cast<size_t>(tile.cls)];
                 out.out_pixel = geometry_->out_pixel.data() + tile.first;
                 out.pixels = tile.count;
-                kernels_.finish(out);
+                for (int b = window.first_block; b < window.last_block; ++b)
+                    sum(context, tile, cut_.blocks[static_cast<size_t>(b)], buffer,
+                        b + 1 == window.last_block ? &out : nullptr, b == window.first_block);
             }
         }
     }
@@ -194,7 +194,10 @@ private:
         to.weight_row = to.weight_col * kernel_cols_;
     }
 
-    void sum(const Context& context, const Geometry::Tile& tile, const Block& block, int32_t* buffer) const {
+    // `out` comes with the last block of a window. A kernel may finish its own block without the buffer, so
+    // only where that block is also the first.
+    void sum(const Context& context, const Geometry::Tile& tile, const Block& block, int32_t* buffer,
+             const FinishTile* out, bool alone) const {
         const TapRun& run = runs_[static_cast<size_t>(tile.cls)];
         const char* input = context.arena + input_.offset;
         const int64_t weight_start = run.tap * elements_ * block.lanes;
@@ -204,7 +207,8 @@ private:
             to.input = reinterpret_cast<const uint64_t*>(input) + block.input + run.input;
             to.weight = static_cast<const uint64_t*>(block.weight) + weight_start;
             to.counts = buffer + block.at;
-            kernels_.binary(to);
+            kernels_.binary(to, alone ? out : nullptr);
+            if (alone && out) return;
         } else {
             FloatTile to;
             place(to, tile, block, run);
@@ -214,6 +218,7 @@ private:
             to.sums = reinterpret_cast<float*>(buffer) + block.at;
             kernels_.real(to);
         }
+        if (out) kernels_.finish(*out);
     }
 
     const Kernels& kernels_;
@@ -442,6 +447,8 @@ std::shared_ptr<const Geometry> Program::geometry(const Buffer& input, int heigh
                 made->tiles.push_back({at, std::min(kTilePixels, last - at), cls});
         }
     }
+    geometry_bytes_ += static_cast<int64_t>(made->out_pixel.size() * 2 * sizeof(int32_t) +
+                                            made->tiles.size() * sizeof(Geometry::Tile));
     return known = made;
 }
 
@@ -485,7 +492,7 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
                 if (bits) {
                     stage.channels = channels;
                     stage.channel = padded(spec.channel, channels);
-                    if (!spec.sign.empty()) stage.sign = padded(spec.sign, channels);
+                    stage.sign = padded(spec.sign, channels);
                 }
                 break;
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_every_binary_convolution_equals_torch(tmp_path: Path, isa: str, check: 
         sums = kept[out]
         assert np.array_equal(sums, np.round(sums)), case
         assert np.abs(sums).max() <= case.channels // case.groups * case.kernel[0] * case.kernel[1]
+
+
+SHAPES = json.loads((Path(__file__).parents[3] / "benchmarks" / "shapes.json").read_text())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s['network']} {s['layer']}")
+def test_the_benchmarked_shapes_equal_torch(tmp_path: Path, isa: str, check: Check, shape: dict[str, Any]) -> None:
+    rng = np.random.default_rng(8)
+    channels, out, kernel = shape["channels"], shape["out"], shape["kernel"]
+    stride, padding = shape["stride"], shape["padding"]
+    b = Builder()
+    bits = b.threshold(
+        b.conv2d("image", rng.standard_normal((channels, 3, 1, 1)).astype(np.float32)), np.zeros(channels, np.float32)
+    )
+    signs = np.where(rng.random((out, channels, kernel, kernel)) < 0.5, -1.0, 1.0)
+    sums = b.binary_conv2d(bits, signs, stride=(stride, stride), padding=(padding, padding))
+    b.write(tmp_path / "m", sums, out, (shape["size"], shape["size"]))
+    check(tmp_path / "m", isa, 1)
 
 
 FLOAT_CASES = [

@@ -1,0 +1,90 @@
+"""Each 3x3 convolution of ResNet-18 (224 px), on one thread, against the machine's own ceiling.
+
+The ceiling is xor + popcount + add on registers alone, of the same instruction set, measured in the same round.
+The kernel reads packed bits, applies scale and bias a channel, and writes float32, as in a network; the weights
+are repacked beforehand. MACs are the nominal ones (out pixels x taps x channels in x channels out); taps on the
+zero padding are skipped, so a small map can pass the ceiling.
+
+    python benchmarks/kernels.py [--isa avx2 ...] [--rounds 15] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+
+from models.packing.graph import window, words
+from models.xnor import _engine, available_isas
+
+SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())
+
+
+def program(shape: dict[str, Any], isa: str) -> tuple[_engine.Program, int]:
+    """A program of that one convolution, and its MACs."""
+    size, channels, out = shape["size"], shape["channels"], shape["out"]
+    side = window(size, shape["kernel"], shape["stride"], shape["padding"])
+    room = -(-size * size * words(channels) * 8 // 64) * 64
+    made = _engine.Program(isa, room + side * side * out * 4, 1, 1, 1)
+    source = _engine.Buffer(True, 0, size, size, channels, words(channels))
+    target = _engine.Buffer(False, room, side, side, out, out)
+    pair = {name: (shape[name], shape[name]) for name in ("kernel", "stride", "padding")}
+    taps = shape["kernel"] ** 2
+    rng = np.random.default_rng(0)
+    weight = rng.integers(0, 1 << 63, (out, *pair["kernel"], words(channels)), dtype=np.uint64)
+    vector = rng.standard_normal(out).astype(np.float32)
+    stages = [_engine.Stage.scale(vector), _engine.Stage.shift(vector), _engine.Stage.store(target)]
+    sliding = _engine.Sliding(**pair, dilation=(1, 1))
+    made.binary_conv2d(source, side, side, out, sliding, 1, weight, stages)
+    return made, side * side * taps * channels * out
+
+
+def measure(isas: list[str], rounds: int) -> list[dict[str, Any]]:
+    """The median over rounds of each shape's rate and of its share of the ceiling."""
+    pixel = np.zeros((1, 1, 1, 3), np.uint8)
+    programs = {(isa, i): program(shape, isa) for isa in isas for i, shape in enumerate(SHAPES)}
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
+    ceilings: dict[str, list[float]] = {isa: [] for isa in isas}
+    for _ in range(rounds):
+        for isa in isas:
+            ceilings[isa].append(_engine.ceiling(isa, 0.02))
+            for i in range(len(SHAPES)):
+                made, macs = programs[isa, i]
+                rates[isa, i].append(macs / made.profile(pixel, 10)[0])
+    return [
+        {
+            "isa": isa,
+            **SHAPES[i],
+            "gmacs": statistics.median(rates[isa, i]) / 1e9,
+            "ceiling_gmacs": statistics.median(ceilings[isa]) / 1e9,
+            "share": statistics.median(r / c for r, c in zip(rates[isa, i], ceilings[isa], strict=True)),
+        }
+        for isa, i in programs
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa", nargs="+", choices=available_isas(), default=available_isas())
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    machine = describe("numpy")
+    rows = measure(options.isa, options.rounds)
+    if options.json:
+        print(json.dumps({"machine": machine, "rounds": options.rounds, "kernels": rows}, indent=2))
+        return
+    print(", ".join(f"{k} {v}" for k, v in machine.items()), f"; one thread, n = {options.rounds} rounds, medians")
+    print(f"{'isa':<18}{'convolution':<34}{'GMAC/s':>8}{'ceiling':>9}{'share':>8}")
+    for row in rows:
+        name = f"{row['size']}x{row['size']}x{row['channels']} -> {row['out']} /{row['stride']}  {row['layer']}"
+        print(f"{row['isa']:<18}{name:<34}{row['gmacs']:>8.0f}{row['ceiling_gmacs']:>9.0f}{row['share']:>8.0%}")
+
+
+if __name__ == "__main__":
+    main()
