@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_SIGNAL_S = 1.0
 
 
 class Interrupted(BaseException):
@@ -30,14 +32,16 @@ class Interrupted(BaseException):
 class Checkpoints(Callback):
     """Saves `last.ckpt` after each epoch, `best.ckpt` where `metric` was highest, and `last.ckpt` at a signal.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the current batch or validation; a second one ends it at
-    once. A file is replaced whole or not at all, so a crash while saving leaves the one before.
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current batch or validation; one more, a second or later
+    after the first, ends it at once. A file is replaced whole or not at all, so a crash while saving leaves the
+    one before.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:
         self.folder, self.metric = folder, metric
         self.best: float | None = None
         self.received: int | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,11 +89,15 @@ class Checkpoints(Callback):
         self._end_if_asked(trainer, saved=True)
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """Remember a signal; the second one takes its usual effect."""
+        """Remember a signal; a later one takes its usual effect."""
+        now = time.monotonic()
         if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = number
+            # Under torchrun one Ctrl-C arrives twice at once: from the terminal and from torchrun.
+            if now - self._received_at >= SECOND_SIGNAL_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.received, self._received_at = number, now
         # Not print: the signal may have come while something else is half printed.
         os.write(2, b"\nsignet: saving after this batch or validation; once more ends at once\n")
 
