@@ -75,7 +75,12 @@ def pack_checkpoint(checkpoint: str | os.PathLike[str], path: str | os.PathLike[
         recipe = parameters["recipe"]
         config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(recipe["model"])
         input_spec = InputSpec.model_validate(parameters["input"])
-        labels = [str(name) for name in parameters["class_names"]]
+        task = recipe.get("task", "classification")
+        labels = keypoints = None
+        if task == "pose":
+            keypoints = Keypoints.model_validate(parameters["keypoints"])
+        else:
+            labels = [str(name) for name in parameters["class_names"]]
         state = {
             name.removeprefix("network."): tensor
             for name, tensor in content["state_dict"].items()
@@ -93,7 +98,14 @@ def pack_checkpoint(checkpoint: str | os.PathLike[str], path: str | os.PathLike[
         "metrics": {name: round(value, 4) for name, value in content.get("metrics", {}).items()},
     }
     return pack_network(
-        network, path, architecture=config.name, input_spec=input_spec, labels=labels, provenance=provenance
+        network,
+        path,
+        architecture=config.name,
+        input_spec=input_spec,
+        task=task,
+        labels=labels,
+        keypoints=keypoints,
+        provenance=provenance,
     )
 
 

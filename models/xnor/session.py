@@ -99,6 +99,8 @@ class Session:
             program = build(file, plan, isa=isa, threads=threads)
         except MemoryError as error:
             raise EngineError(f"{file.path}: its weights do not fit into memory") from error
+        except ValueError as error:
+            raise EngineError(f"{file.path}: {error}") from error
         session = cls(file, plan, program, time.perf_counter() - start)
         log.info("loaded %s: isa %s, %d threads, %.1f ms", file.path, isa, threads, 1e3 * session.load_seconds)
         return session

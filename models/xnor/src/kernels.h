@@ -86,7 +86,7 @@ struct FinishTile {
 
 struct Kernels {
     const char* isa;
-    // Counts a tile; with a FinishTile also finishes it, else leaves the counts in the buffer.
+    // Counts a tile into its buffer. With a FinishTile, counts and finishes any number of pixels.
     void (*binary)(const BinaryTile&, const FinishTile*);
     void (*real)(const FloatTile&);
     void (*pool)(const PoolTile&);

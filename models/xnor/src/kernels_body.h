@@ -135,106 +135,119 @@ void finish(const FinishTile& tile) {
 // byte holds at most 255 / 8 = 31 words' counts, then `widen` moves them to 64-bit totals.
 // With `out`, the counts go on to their values while still in registers; else to the tile buffer.
 template <int P, int NV, bool Finish, class W = Words>
-__attribute__((noinline)) void count_block(const BinaryTile& tile, int first_pixel, int first_lane,
+__attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
                                            const FinishTile* out) {
     const Window& window = tile.window;
-    const uint64_t* pixel[P];
-    Words::Vector sums[P * NV];
-    repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[first_pixel + p]; });
-    repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
-    Words::Vector totals[Words::kBudget != 0 ? P * NV : 1];
-    if constexpr (Words::kBudget != 0) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = Words::zero(); });
-    int budget = Words::kBudget;
     const int64_t lanes = tile.lanes;
-    for (int row = 0; row < window.rows; ++row) {
-        for (int col = 0; col < window.cols; ++col) {
-            const uint64_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
-            int64_t at = row * window.in_row + col * window.in_col;
-            int64_t left = window.run;
-            while (left > 0) {
-                int64_t part = left;
-                if constexpr (Words::kBudget != 0) {
-                    if (part > budget) part = budget;
-                    budget -= static_cast<int>(part);
-                }
-                left -= part;
-                for (const int64_t end = at + part; at < end; ++at) {
-                    Words::Vector w[NV];
-                    repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
-                    repeat<P>([&](auto p) XNOR_INLINE {
-                        const Words::Vector x = Words::broadcast(pixel[p] + at);
-                        repeat<NV>([&](auto v)
-                                       XNOR_INLINE { sums[p * NV + v] = Words::add_count(sums[p * NV + v], x, w[v]); });
-                    });
-                    weight += lanes;
-                }
-                if constexpr (Words::kBudget != 0) {
-                    if (budget == 0) {
-                        repeat<P * NV>([&](auto i) XNOR_INLINE {
-                            totals[i] = Words::add(totals[i], Words::widen(sums[i]));
-                            sums[i] = Words::zero();
+    for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
+        const uint64_t* pixel[P];
+        Words::Vector sums[P * NV];
+        repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[first_pixel + p]; });
+        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
+        Words::Vector totals[Words::kBudget != 0 ? P * NV : 1];
+        if constexpr (Words::kBudget != 0) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = Words::zero(); });
+        int budget = Words::kBudget;
+        for (int row = 0; row < window.rows; ++row) {
+            for (int col = 0; col < window.cols; ++col) {
+                const uint64_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
+                int64_t at = row * window.in_row + col * window.in_col;
+                int64_t left = window.run;
+                while (left > 0) {
+                    int64_t part = left;
+                    if constexpr (Words::kBudget != 0) {
+                        if (part > budget) part = budget;
+                        budget -= static_cast<int>(part);
+                    }
+                    left -= part;
+                    for (const int64_t end = at + part; at < end; ++at) {
+                        Words::Vector w[NV];
+                        repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
+                        repeat<P>([&](auto p) XNOR_INLINE {
+                            const Words::Vector x = Words::broadcast(pixel[p] + at);
+                            repeat<NV>([&](auto v) XNOR_INLINE {
+                                sums[p * NV + v] = Words::add_count(sums[p * NV + v], x, w[v]);
+                            });
                         });
-                        budget = Words::kBudget;
+                        weight += lanes;
+                    }
+                    if constexpr (Words::kBudget != 0) {
+                        if (budget == 0) {
+                            repeat<P * NV>([&](auto i) XNOR_INLINE {
+                                totals[i] = Words::add(totals[i], Words::widen(sums[i]));
+                                sums[i] = Words::zero();
+                            });
+                            budget = Words::kBudget;
+                        }
                     }
                 }
             }
         }
-    }
-    if constexpr (Words::kBudget != 0)
-        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
-    if constexpr (Finish) {
-        const Floats::Vector total = Floats::set1(out->total);
-        repeat<NV / 2>([&](auto v) XNOR_INLINE {
-            Floats::Vector x[P];
-            repeat<P>([&](auto p) XNOR_INLINE {
-                x[p] = Floats::minus_twice(total, W::pair(sums[p * NV + 2 * v], sums[p * NV + 2 * v + 1]));
+        if constexpr (Words::kBudget != 0)
+            repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
+        if constexpr (Finish) {
+            const Floats::Vector total = Floats::set1(out->total);
+            repeat<NV / 2>([&](auto v) XNOR_INLINE {
+                Floats::Vector x[P];
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    x[p] = Floats::minus_twice(total, W::pair(sums[p * NV + 2 * v], sums[p * NV + 2 * v + 1]));
+                });
+                run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
             });
-            run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
-        });
-    } else {
-        repeat<P>([&](auto p) XNOR_INLINE {
-            int32_t* to = tile.counts + (first_pixel + p) * kTileLanes + first_lane;
-            repeat<NV>([&](auto v) XNOR_INLINE { Words::store(to + v * Words::kLanes, sums[p * NV + v]); });
-        });
+        } else {
+            repeat<P>([&](auto p) XNOR_INLINE {
+                int32_t* to = tile.counts + (first_pixel + p) * kTileLanes + first_lane;
+                repeat<NV>([&](auto v) XNOR_INLINE { Words::store(to + v * Words::kLanes, sums[p * NV + v]); });
+            });
+        }
     }
 }
 
+// Pixels [begin, end), a multiple of P, of all the tile's lanes.
 template <int P, bool Finish>
-inline void count_pixels(const BinaryTile& tile, int first_pixel, const FinishTile* out) {
+inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kWide = Words::kVectors * Words::kLanes;
     constexpr int kNarrow = (Finish ? kLanes : 8) / Words::kLanes;
     int lane = 0;
     for (; lane + kWide <= tile.lanes; lane += kWide)
-        count_block<P, Words::kVectors, Finish>(tile, first_pixel, lane, out);
+        count_block<P, Words::kVectors, Finish>(tile, begin, end, lane, out);
     for (; lane < tile.lanes; lane += kNarrow * Words::kLanes)
-        count_block<P, kNarrow, Finish>(tile, first_pixel, lane, out);
+        count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
 }
 
 template <bool Finish>
 inline void count_tile(const BinaryTile& tile, const FinishTile* out) {
-    int p = 0;
-    for (; p + Words::kPixels <= tile.window.pixels; p += Words::kPixels)
-        count_pixels<Words::kPixels, Finish>(tile, p, out);
-    switch (tile.window.pixels - p) {
+    const int end = tile.window.pixels;
+    const int rest = end % Words::kPixels;
+    if (end > rest) count_pixels<Words::kPixels, Finish>(tile, 0, end - rest, out);
+    switch (rest) {
         case 1:
-            return count_pixels<1, Finish>(tile, p, out);
+            return count_pixels<1, Finish>(tile, end - rest, end, out);
         case 2:
-            return count_pixels<2, Finish>(tile, p, out);
+            return count_pixels<2, Finish>(tile, end - rest, end, out);
         case 3:
-            return count_pixels<3, Finish>(tile, p, out);
+            return count_pixels<3, Finish>(tile, end - rest, end, out);
         case 4:
-            return count_pixels<4, Finish>(tile, p, out);
+            return count_pixels<4, Finish>(tile, end - rest, end, out);
         case 5:
-            return count_pixels<5, Finish>(tile, p, out);
+            return count_pixels<5, Finish>(tile, end - rest, end, out);
         default:
             return;
     }
 }
 
 void binary(const BinaryTile& tile, const FinishTile* out) {
-    if (Words::kFinish && out && tile.lanes % kLanes == 0) return count_tile<Words::kFinish>(tile, out);
-    count_tile<false>(tile, nullptr);
-    if (out) finish(*out);
+    if (!out) return count_tile<false>(tile, nullptr);
+    if (Words::kFinish && tile.lanes % kLanes == 0) return count_tile<Words::kFinish>(tile, out);
+    BinaryTile part = tile;
+    FinishTile finished = *out;
+    for (int first = 0; first < tile.window.pixels; first += kTilePixels) {
+        const int left = tile.window.pixels - first;
+        part.window.pixels = finished.pixels = left < kTilePixels ? left : kTilePixels;
+        count_tile<false>(part, nullptr);
+        finish(finished);
+        part.window.in_offset += kTilePixels;
+        finished.out_pixel += kTilePixels;
+    }
 }
 
 // The same work on registers alone: what the machine could do if memory and loops cost nothing.

@@ -11,7 +11,7 @@ namespace xnor {
 
 namespace {
 
-constexpr int kTilesPerItem = 8;
+constexpr int kStripPixels = 8 * kTilePixels;
 constexpr int64_t kSlackBytes = 256;  // vectors may read, never use, a little beyond a value of few channels
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -143,7 +143,7 @@ public:
           geometry_(std::move(geometry)),
           cut_(std::move(cut)),
           stages_(std::move(stages)),
-          chunks_(ceil_div(static_cast<int64_t>(geometry_->tiles.size()), kTilesPerItem)) {
+          strips_(static_cast<int64_t>(geometry_->strips.size())) {
         for (const Geometry::Class& cls : geometry_->classes) {
             runs_.push_back(tap_run(cls, input, sliding, group_elements));
             const TapRun& run = runs_.back();
@@ -152,7 +152,7 @@ public:
         }
     }
 
-    int64_t items() const override { return chunks_ * static_cast<int64_t>(cut_.windows.size()); }
+    int64_t items() const override { return strips_ * static_cast<int64_t>(cut_.windows.size()); }
 
     void run(const Context& context, int64_t begin, int64_t end) const override {
         alignas(kAlignBytes) int32_t buffer[kTilePixels * kTileLanes] = {};
@@ -165,27 +165,29 @@ public:
         else
             out.floats = reinterpret_cast<const float*>(buffer);
         for (int p = 0; p < kTilePixels; ++p) out.float_offset[p] = p * kTileLanes;
-        const int64_t tile_count = static_cast<int64_t>(geometry_->tiles.size());
         for (int64_t item = begin; item < end; ++item) {
-            const OutputWindow& window = cut_.windows[static_cast<size_t>(item / chunks_)];
+            const OutputWindow& window = cut_.windows[static_cast<size_t>(item / strips_)];
+            const Geometry::Strip& strip = geometry_->strips[static_cast<size_t>(item % strips_)];
             out.channel = window.channel;
             out.lanes = window.lanes;
-            const int64_t first = item % chunks_ * kTilesPerItem;
-            for (int64_t t = first; t < std::min(first + kTilesPerItem, tile_count); ++t) {
-                const Geometry::Tile& tile = geometry_->tiles[static_cast<size_t>(t)];
-                out.total = totals_[static_cast<size_t>(tile.cls)];
+            out.total = totals_[static_cast<size_t>(strip.cls)];
+            // A kernel that finishes its own sums takes the strip whole; the buffer holds one tile.
+            const bool whole = input_.kind == Kind::kBits && window.last_block - window.first_block == 1;
+            const int step = whole ? strip.count : kTilePixels;
+            for (int at = 0; at < strip.count; at += step) {
+                const Geometry::Strip tile{strip.first + at, std::min(step, strip.count - at), strip.cls};
                 out.out_pixel = geometry_->out_pixel.data() + tile.first;
                 out.pixels = tile.count;
                 for (int b = window.first_block; b < window.last_block; ++b)
-                    sum(context, tile, cut_.blocks[static_cast<size_t>(b)], buffer,
-                        b + 1 == window.last_block ? &out : nullptr, b == window.first_block);
+                    sum(context, tile, cut_.blocks[static_cast<size_t>(b)], buffer, whole ? &out : nullptr);
+                if (!whole) kernels_.finish(out);
             }
         }
     }
 
 private:
     template <class Tile>
-    void place(Tile& to, const Geometry::Tile& tile, const Block& block, const TapRun& run) const {
+    void place(Tile& to, const Geometry::Strip& tile, const Block& block, const TapRun& run) const {
         to.window = run.window;
         to.window.in_offset = geometry_->in_offset.data() + tile.first;
         to.window.pixels = tile.count;
@@ -194,10 +196,8 @@ private:
         to.weight_row = to.weight_col * kernel_cols_;
     }
 
-    // `out` comes with the last block of a window. A kernel may finish its own block without the buffer, so
-    // only where that block is also the first.
-    void sum(const Context& context, const Geometry::Tile& tile, const Block& block, int32_t* buffer,
-             const FinishTile* out, bool alone) const {
+    void sum(const Context& context, const Geometry::Strip& tile, const Block& block, int32_t* buffer,
+             const FinishTile* out) const {
         const TapRun& run = runs_[static_cast<size_t>(tile.cls)];
         const char* input = context.arena + input_.offset;
         const int64_t weight_start = run.tap * elements_ * block.lanes;
@@ -207,8 +207,7 @@ private:
             to.input = reinterpret_cast<const uint64_t*>(input) + block.input + run.input;
             to.weight = static_cast<const uint64_t*>(block.weight) + weight_start;
             to.counts = buffer + block.at;
-            kernels_.binary(to, alone ? out : nullptr);
-            if (alone && out) return;
+            kernels_.binary(to, out);
         } else {
             FloatTile to;
             place(to, tile, block, run);
@@ -218,7 +217,6 @@ private:
             to.sums = reinterpret_cast<float*>(buffer) + block.at;
             kernels_.real(to);
         }
-        if (out) kernels_.finish(*out);
     }
 
     const Kernels& kernels_;
@@ -229,7 +227,7 @@ private:
     const std::shared_ptr<const Geometry> geometry_;
     const Blocks cut_;
     const std::vector<Stage> stages_;
-    const int64_t chunks_;
+    const int64_t strips_;
     std::vector<TapRun> runs_;
     std::vector<float> totals_;
 };
@@ -252,7 +250,7 @@ public:
         }
     }
 
-    int64_t items() const override { return ceil_div(static_cast<int64_t>(geometry_->tiles.size()), kTilesPerItem); }
+    int64_t items() const override { return static_cast<int64_t>(geometry_->strips.size()); }
 
     void run(const Context& context, int64_t begin, int64_t end) const override {
         alignas(kAlignBytes) float buffer[kTilePixels * kTileLanes];
@@ -262,26 +260,26 @@ public:
         out.arena = context.arena;
         out.floats = buffer;
         for (int p = 0; p < kTilePixels; ++p) out.float_offset[p] = p * kTileLanes;
-        const int64_t tile_count = static_cast<int64_t>(geometry_->tiles.size());
         const int lanes = round_up(input_.channels, kLanes);
-        for (int64_t t = begin * kTilesPerItem; t < std::min(end * kTilesPerItem, tile_count); ++t) {
-            const Geometry::Tile& tile = geometry_->tiles[static_cast<size_t>(t)];
-            const TapRun& run = runs_[static_cast<size_t>(tile.cls)];
+        for (int64_t item = begin; item < end; ++item) {
+            const Geometry::Strip& strip = geometry_->strips[static_cast<size_t>(item)];
+            const TapRun& run = runs_[static_cast<size_t>(strip.cls)];
             PoolTile to;
             to.window = run.window;
-            to.window.in_offset = geometry_->in_offset.data() + tile.first;
-            to.window.pixels = tile.count;
             to.pool = pool_;
             to.divisor = divisor_;
             to.sums = buffer;
-            out.out_pixel = geometry_->out_pixel.data() + tile.first;
-            out.pixels = tile.count;
-            for (int channel = 0; channel < lanes; channel += kWindowLanes) {
-                to.lanes = out.lanes = std::min(kWindowLanes, lanes - channel);
-                out.channel = channel;
-                to.input = reinterpret_cast<const float*>(context.arena + input_.offset) + run.input + channel;
-                kernels_.pool(to);
-                kernels_.finish(out);
+            for (int first = strip.first, last = strip.first + strip.count; first < last; first += kTilePixels) {
+                to.window.in_offset = geometry_->in_offset.data() + first;
+                out.out_pixel = geometry_->out_pixel.data() + first;
+                to.window.pixels = out.pixels = std::min(kTilePixels, last - first);
+                for (int channel = 0; channel < lanes; channel += kWindowLanes) {
+                    to.lanes = out.lanes = std::min(kWindowLanes, lanes - channel);
+                    out.channel = channel;
+                    to.input = reinterpret_cast<const float*>(context.arena + input_.offset) + run.input + channel;
+                    kernels_.pool(to);
+                    kernels_.finish(out);
+                }
             }
         }
     }
@@ -301,7 +299,7 @@ public:
     PointwiseStep(const Kernels& kernels, const Buffer& input, std::vector<Stage> stages)
         : kernels_(kernels), input_(input), stages_(std::move(stages)) {}
 
-    int64_t items() const override { return ceil_div(input_.pixels(), kTilePixels * kTilesPerItem); }
+    int64_t items() const override { return ceil_div(input_.pixels(), kStripPixels); }
 
     void run(const Context& context, int64_t begin, int64_t end) const override {
         int32_t pixels[kTilePixels];
@@ -312,8 +310,8 @@ public:
         out.lanes = round_up(input_.channels, kLanes);
         out.floats = reinterpret_cast<const float*>(context.arena + input_.offset);
         out.out_pixel = pixels;
-        const int64_t last = std::min(end * kTilePixels * kTilesPerItem, input_.pixels());
-        for (int64_t pixel = begin * kTilePixels * kTilesPerItem; pixel < last; pixel += kTilePixels) {
+        const int64_t last = std::min(end * kStripPixels, input_.pixels());
+        for (int64_t pixel = begin * kStripPixels; pixel < last; pixel += kTilePixels) {
             out.pixels = static_cast<int>(std::min<int64_t>(kTilePixels, last - pixel));
             for (int p = 0; p < out.pixels; ++p) {
                 pixels[p] = static_cast<int32_t>(pixel + p);
@@ -443,12 +441,12 @@ std::shared_ptr<const Geometry> Program::geometry(const Buffer& input, int heigh
                 }
             }
             const int last = static_cast<int>(made->out_pixel.size());
-            for (int at = first; at < last; at += kTilePixels)
-                made->tiles.push_back({at, std::min(kTilePixels, last - at), cls});
+            for (int at = first; at < last; at += kStripPixels)
+                made->strips.push_back({at, std::min(kStripPixels, last - at), cls});
         }
     }
     geometry_bytes_ += static_cast<int64_t>(made->out_pixel.size() * 2 * sizeof(int32_t) +
-                                            made->tiles.size() * sizeof(Geometry::Tile));
+                                            made->strips.size() * sizeof(Geometry::Strip));
     return known = made;
 }
 

@@ -50,18 +50,18 @@ private:
     int64_t bytes_ = 0;
 };
 
-// A sliding window over an input: output pixels sorted by which taps they see, cut into tiles.
+// A sliding window over an input: output pixels sorted by which taps they see, cut into strips.
 struct Geometry {
     struct Class {
         int row0, row1, col0, col1;  // taps that lie inside the input
     };
-    struct Tile {
+    struct Strip {
         int first, count, cls;
     };
     std::vector<int32_t> in_offset;  // of the window's (maybe padded) corner, in elements
     std::vector<int32_t> out_pixel;
     std::vector<Class> classes;
-    std::vector<Tile> tiles;
+    std::vector<Strip> strips;
 };
 
 struct Context {

@@ -21,6 +21,12 @@ def pack_bits(signs: NDArray[Any]) -> NDArray[np.uint64]:
     return packed.view("<u8")
 
 
+def random_images(file: PackedFile, count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A batch of noise of the input's size."""
+    size = file.header.input
+    return np.random.default_rng(seed).integers(0, 256, (count, size.height, size.width, 3), dtype=np.uint8)
+
+
 class Builder:
     """Collects ops and tensors; every method returns the name of the value that it writes."""
 

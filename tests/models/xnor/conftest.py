@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from models.packing.file import PackedFile
+from models.packing.file import read
 from models.xnor import Session, available_isas
+from tests.models.xnor.builder import random_images
 from tests.models.xnor.oracle import check_each_op
 
 ISAS = ("portable", "avx2", "avx512", "avx512_vpopcntdq", "neon")
@@ -22,26 +24,32 @@ def isa(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def random_images(file: PackedFile, count: int, seed: int = 0) -> NDArray[np.uint8]:
-    size = file.header.input
-    return np.random.default_rng(seed).integers(0, 256, (count, size.height, size.width, 3), dtype=np.uint8)
+@pytest.fixture(autouse=True, scope="session")
+def _one_torch_thread() -> Iterator[None]:
+    """Small convolutions gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def check() -> Callable[..., dict[str, NDArray[Any]]]:
-    """Run a file fused and unfused, compare each op with torch, and return all values (fused)."""
+    """Compare each op, run by itself, with torch; then all values of the fused plan with those. Returns them."""
 
     def run(path: Path, isa: str, count: int = 2, threads: int = 1) -> dict[str, NDArray[Any]]:
-        kept: dict[str, NDArray[Any]] = {}
-        for fuse in (False, True):
-            session = Session.load(path, isa=isa, threads=threads, fuse=fuse)
-            file = session.file
-            images = random_images(file, count)
-            kept = Session.load(path, isa=isa, threads=threads, fuse=fuse, keep=file.values).run(images)
-            check_each_op(file, images, kept)
-            for name, result in session.run(images).items():
-                value = file.header.graph.outputs[name]
-                assert np.array_equal(result.reshape(kept[value].shape), kept[value])
+        file = read(path)
+        images = random_images(file, count)
+
+        def values(fuse: bool, keep: Iterable[str]) -> dict[str, NDArray[Any]]:
+            return Session.load(path, isa=isa, threads=threads, fuse=fuse, keep=keep).run(images)
+
+        kept = values(False, file.values)
+        check_each_op(file, images, kept)
+        for fuse, keep in ((True, file.values), (True, ()), (False, ())):
+            for name, result in values(fuse, keep).items():
+                value = file.header.graph.outputs.get(name, name)
+                assert np.array_equal(result.reshape(kept[value].shape), kept[value]), (name, fuse)
         return kept
 
     return run

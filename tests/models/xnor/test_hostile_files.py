@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from models.packing.file import PackedFileError
 from models.xnor import EngineError, Session
-from tests.models.xnor.builder import Builder
-from tests.models.xnor.conftest import random_images
+from tests.models.xnor.builder import Builder, random_images
 
 FUZZ = settings(
     max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -15,8 +15,7 @@ from models.packing.file import PackedFileError
 from models.xnor import EngineError, Session, available_isas, default_isa
 from models.xnor.cpu import cgroup_cpus, default_threads
 from tests.models.xnor import oracle
-from tests.models.xnor.builder import Builder, add_resnet18
-from tests.models.xnor.conftest import random_images
+from tests.models.xnor.builder import Builder, add_resnet18, random_images
 
 
 @pytest.fixture(scope="module")
