@@ -4,6 +4,7 @@
 #   make test             set up everything for development and run all tests
 #   make lint             ruff, mypy --strict, clang-format
 #   make format           let ruff and clang-format rewrite the sources
+#   make image-test       build the container image and try it as it is deployed (needs buildah and podman)
 #   make clean            remove the environment and everything built
 #
 # It needs Python 3.11 or newer (PYTHON=... picks one) and a C++17 compiler (CXX=... picks one).
@@ -44,6 +45,9 @@ format: $(VENV)/.development
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+
+image-test:
+	deploy/test_image.sh
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import nn
 
 from models.networks import NetworkConfig, restore
 from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
-from models.packing.graph import Graph
+from models.packing.graph import Conv2d, Graph
 from models.packing.summary import totals
-from models.packing.trace import PackingError, trace
+from models.packing.trace import PackingError, Traced, trace
 
 __all__ = ["PackingError", "pack_checkpoint", "pack_network"]
 
@@ -32,6 +33,7 @@ def pack_network(
     labels: Sequence[str] | None = None,
     keypoints: Keypoints | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
+    half: bool = False,
 ) -> PackedFile:
     """Trace `network` and write it as one packed file.
 
@@ -43,10 +45,13 @@ def pack_network(
     input_spec : input size, mean, std and resize rule.
     labels, keypoints : what the outputs mean; the one that `task` needs.
     provenance : free-form JSON kept in the file.
+    half : keep the weights of real convolutions and linear layers in float16, half the size, rounded to 11 bits.
 
     Raises PackingError naming the module that the format cannot represent.
     """
     traced = trace(network, OUTPUTS[task])
+    if half:
+        _halve_real_weights(traced)
     header = PackedHeader(
         architecture=architecture,
         task=task,
@@ -63,8 +68,19 @@ def pack_network(
     return write(path, header.model_copy(update={"sizes": sizes}), traced.tensors)
 
 
-def pack_checkpoint(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> PackedFile:
-    """Pack the network of a checkpoint that `signet train` wrote.
+def _halve_real_weights(traced: Traced) -> None:
+    for op in traced.ops:
+        if isinstance(op, Conv2d):
+            largest = float(np.abs(traced.tensors[op.weight]).max())
+            if largest > float(np.finfo(np.float16).max):
+                raise PackingError(f"{op.source}: its largest weight, {largest:.4g}, does not fit float16")
+            traced.tensors[op.weight] = traced.tensors[op.weight].astype(np.float16)
+
+
+def pack_checkpoint(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, half: bool = False
+) -> PackedFile:
+    """Pack the network of a checkpoint that `signet train` wrote; `half` as in `pack_network`.
 
     The checkpoint is read without running code from it. Raises PackingError naming the file and what is wrong.
     """
@@ -106,6 +122,7 @@ def pack_checkpoint(checkpoint: str | os.PathLike[str], path: str | os.PathLike[
         labels=labels,
         keypoints=keypoints,
         provenance=provenance,
+        half=half,
     )
 
 

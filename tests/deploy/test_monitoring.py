@@ -27,15 +27,15 @@ from tests.helpers.server import Server, free_port
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/signet.json").read_text())
 RULES = [
-    rule
-    for group in yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())["groups"]
-    for rule in group["rules"]
+    rule for group in yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())["groups"] for rule in group["rules"]
 ]
 QUERIES = [
     pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
     for panel in DASHBOARD["panels"]
     for target in panel.get("targets", [])
 ]
+ADAPTER_RULES = yaml.safe_load((DEPLOY / "kubernetes/prometheus-adapter.values.yaml").read_text())["rules"]["custom"]
+KUBERNETES_LABELS = {"namespace": "signet", "pod": "signet-0"}
 GRAFANA_VARIABLES = {"$__rate_interval": "1m", "$instance": ".*"}
 
 needs_promtool = pytest.mark.skipif(
@@ -56,7 +56,7 @@ class Prometheus:
         for job in config["scrape_configs"]:
             job.pop("dns_sd_configs", None)
             address = target if job["job_name"] == "signet" else f"127.0.0.1:{port}"
-            job["static_configs"] = [{"targets": [address]}]
+            job["static_configs"] = [{"targets": [address], "labels": KUBERNETES_LABELS}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         shutil.copy(DEPLOY / "prometheus/rules.yml", folder)
         self.log = (folder / "log").open("w+")
@@ -157,6 +157,23 @@ def test_each_alert_watches_something_that_is_there(prometheus: Prometheus, rule
     watched = absent[1] if absent else re.fullmatch(r"(?s)(.*\S)\s+[<>]\s+[\d.]+\s*", rule["expr"])[1]  # type: ignore[index]
     assert prometheus.query(watched), f"no data for {watched}"
     prometheus.query(rule["expr"])
+
+
+@needs_prometheus
+@pytest.mark.parametrize("rule", ADAPTER_RULES, ids=[rule["name"]["as"] for rule in ADAPTER_RULES])
+def test_each_metric_of_the_autoscaler_has_one_value_a_pod(prometheus: Prometheus, rule: dict[str, Any]) -> None:
+    """As the Prometheus Adapter fills in its templates."""
+    assert prometheus.query(rule["seriesQuery"])
+    query = rule["metricsQuery"]
+    for field, value in {
+        "Series": rule["seriesQuery"].partition("{")[0],
+        "LabelMatchers": 'namespace="signet",pod=~"signet-0|signet-1"',
+        "GroupBy": "pod",
+    }.items():
+        query = query.replace(f"<<.{field}>>", value)
+    (found,) = prometheus.query(query)
+    assert found["metric"] == {"pod": "signet-0"}
+    assert float(found["value"][1]) >= 0
 
 
 @needs_prometheus

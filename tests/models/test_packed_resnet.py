@@ -7,8 +7,8 @@ from torch import nn
 
 from models.latent import LatentConfig, Sign
 from models.packing.file import InputSpec
-from models.packing.graph import Prelu, Threshold
-from models.packing.pack import pack_network
+from models.packing.graph import Conv2d, Prelu, Threshold
+from models.packing.pack import PackingError, pack_network
 from models.resnet import ResNet, ResNetConfig
 from models.xnor import Session, available_isas
 
@@ -40,11 +40,12 @@ def network(**fields):
     return net
 
 
-def pack(net, path):
+def pack(net, path, **options):
     size = net.config.input_size
     return pack_network(
         net,
         path,
+        **options,
         architecture=net.config.name,
         input_spec=InputSpec(height=size, width=size, mean=MEAN, std=STD),
         labels=[str(i) for i in range(net.config.classes)],
@@ -161,3 +162,23 @@ def test_batch_equals_single(tmp_path):
     together = session.run(images)["logits"]
     for i in range(9):
         np.testing.assert_array_equal(session.run(images[i : i + 1])["logits"][0], together[i])
+
+
+def test_half_precision_keeps_the_answer_and_halves_the_real_weights(tmp_path):
+    net = network(width=0.5)
+    whole, images = pack(net, tmp_path / "whole.safetensors"), pictures(16, 32)
+    half = pack(net, tmp_path / "half.safetensors", half=True)
+    real = [op.weight for op in whole.header.graph.ops if isinstance(op, Conv2d)]
+    assert sum(half.tensors[name].nbytes * 2 for name in real) == sum(whole.tensors[name].nbytes for name in real)
+    np.testing.assert_allclose(half.tensors[real[0]], whole.tensors[real[0]], rtol=2**-11, atol=1e-7)
+    found = Session.load(half.path).run(images)["logits"]
+    expected = Session.load(whole.path).run(images)["logits"]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_a_weight_beyond_float16_is_refused_by_name(tmp_path):
+    net = network(width=0.125)
+    with torch.no_grad():
+        net.head.weight[0, 0] = 1e6
+    with pytest.raises(PackingError, match=r"head: its largest weight, 1e\+06, does not fit float16"):
+        pack(net, tmp_path / "m.safetensors", half=True)
