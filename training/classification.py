@@ -8,31 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
-from models.networks import build
-from models.packing.file import InputSpec
-from training import optimizer, schedule
 from training.data.loaders import Batch
-from training.recipe import Recipe, check_recipe
+from training.module import NetworkModule
 
 
-class Classifier(LightningModule):
-    """A network, its loss and its optimisation.
+class Classifier(NetworkModule):
+    """A network that tells classes of pictures apart.
 
-    Its checkpoints hold plain data and tensors alone, so `torch.load(path, weights_only=True)` reads them:
-    `state_dict` (the network's names prefixed by `network.`) and `hyper_parameters` with `recipe`,
-    `class_names`, `input` (an InputSpec) and `provenance`, from which the network is built again.
+    Of its checkpoints, `hyper_parameters` also has `class_names`.
 
     Logged metrics: `learning_rate`, `train_loss` (also each step's), `train_top1`, `val_loss`, `val_top1`,
     `val_top5`; the accuracies in per cent.
     """
-
-    pixel_scale: Tensor
-    pixel_shift: Tensor
 
     def __init__(
         self,
@@ -41,44 +31,13 @@ class Classifier(LightningModule):
         input: dict[str, Any],
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(
-            {"recipe": recipe, "class_names": list(class_names), "input": input, "provenance": provenance or {}}
-        )
-        self.recipe: Recipe = check_recipe(recipe, "checkpoint")
-        self.spec = InputSpec.model_validate(input)
-        self.network = build(self.recipe.model)
-        if self.recipe.training.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.recipe.training.compile:
-            self.network.compile()
-        # Of a batch of pixels: x * pixel_scale + pixel_shift = (x / 255 - mean) / std.
-        mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
-        self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_shift", (-mean / std).reshape(3, 1, 1), persistent=False)
+        super().__init__(recipe, input, provenance, class_names=list(class_names))
         self.totals = torch.zeros(4, dtype=torch.float64)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels uint8 [N, H, W, 3] -> logits float32 [N, classes]."""
-        # Pixels come as NHWC, so that channels-last memory costs nothing.
-        x = images.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
-        if not self.recipe.training.channels_last:
-            x = x.contiguous()
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(self.normalised(images))
         return logits.float()
-
-    def configure_optimizers(self) -> Optimizer:
-        """The recipe's optimiser; its rate is set before each step by `on_train_batch_start`."""
-        return optimizer.make(self.network, self.recipe.training)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate of the step that this batch belongs to."""
-        training = self.recipe.training
-        steps = int(self.trainer.estimated_stepping_batches)
-        now = schedule.rate(self.global_step, steps, training)
-        for one in self.trainer.optimizers:
-            optimizer.set_rate(one, training.learning_rate, now)
-        self.log("learning_rate", training.learning_rate * now.scale)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy with label smoothing."""

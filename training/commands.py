@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate` and `pack`.
+"""The commands `train`, `evaluate`, `pack` and `data preview`.
 
 torch is imported when a command runs, not before: help answers at once, and on machines without torch.
 """
@@ -17,6 +17,8 @@ import typer
 from training.errors import TrainingError
 
 commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+data_commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+commands.add_typer(data_commands, name="data", help="Look at data sets.")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,7 +77,8 @@ def train(
 ) -> None:
     """Train a network from a recipe.
 
-    Writes last.ckpt after each epoch, best.ckpt (highest validation top-1), epochs.csv and TensorBoard logs.
+    Writes last.ckpt after each epoch, best.ckpt (highest validation top-1; for pose PCK, PCKh or AP, as the data set
+    has it), epochs.csv and TensorBoard logs.
     Ctrl-C saves last.ckpt before it ends.
 
     Example: signet train training/recipes/cifar10_resnet18_cpu.yaml --data ~/data
@@ -85,6 +88,7 @@ def train(
     Example: signet train recipe.yaml --resume auto
     """
     from training.recipe import load_recipe
+    from training.reporting import SHOWN
     from training.train import train as run
 
     outcome = run(load_recipe(recipe, settings or ()), data_root=data, output=output, resume=resume)
@@ -94,7 +98,8 @@ def train(
             print(f"stopped; saved {outcome.last}. To go on, repeat the command with --resume auto", file=sys.stderr)
         raise typer.Exit(SIGNAL_BASE + outcome.signal)
     if first:
-        print(f"done: {outcome.best}, top-1 {outcome.best_top1:.2f} %" if outcome.best else f"done: {outcome.last}")
+        found = f", {SHOWN[outcome.metric][0]} {outcome.best_value:.2f} %" if outcome.best else ""
+        print(f"done: {outcome.best or outcome.last}{found}")
 
 
 @commands.command()
@@ -107,23 +112,31 @@ def evaluate(
     ] = None,
     settings: Settings = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Measure on the first N images alone.")] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="For pose: average the heatmaps of each picture and of its mirror image.")
+    ] = False,
 ) -> None:
     """Measure a checkpoint or a packed model on a data set.
 
-    Prints top-1 and top-5 over the validation images. A checkpoint runs in torch (float32), a packed model in the
-    xnor engine, on the very same pixels.
+    Prints top-1 and top-5 over the validation images; for pose a table of PCK@0.2 of the torso and PCKh@0.5, a joint
+    and in the mean, over all and over upright people, and OKS-AP where the data set has it. A checkpoint runs in
+    torch (float32), a packed model in the xnor engine, on the very same pixels.
 
     Example: signet evaluate runs/cifar10_resnet18_cpu/best.ckpt --data ~/data
 
     Example: signet evaluate zoo/my-model/1/model.safetensors --data ~/data --limit 1000
     """
     from training.evaluate import evaluate as run
+    from training.pose.metrics import PoseScores
     from training.recipe import load_recipe
 
     if settings and recipe is None:
         raise TrainingError("--set: overrides fields of --recipe, which is not given")
     chosen = None if recipe is None else load_recipe(recipe, settings or ()).data
-    print(f"{file}: {run(file, data_root=data, data=chosen, limit=limit)}")
+    result = run(file, data_root=data, data=chosen, limit=limit, flip=flip)
+    if isinstance(result, PoseScores):
+        print(result.table())
+    print(f"{file}: {result}")
 
 
 @commands.command()
@@ -185,6 +198,40 @@ def _pack_target(checkpoint: Path, output: Path | None, name: str | None, versio
         taken = [int(path.name) for path in (output / name).glob("*") if path.name.isdigit()]
         version = max(taken, default=0) + 1
     return output / name / str(version) / MODEL_FILE
+
+
+@data_commands.command()
+@_user_errors
+def preview(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe of the task pose.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write.")] = Path(
+        "preview.png"
+    ),
+    data: Data = None,
+    settings: Settings = None,
+    people: Annotated[int, typer.Option(min=1, max=600, metavar="N", help="People of each split.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which people, and how they are augmented.")] = 0,
+) -> None:
+    """Draw people of a recipe's data set as the network sees them, with their joints and limbs.
+
+    Above are training people, augmented; below are validation people.
+
+    Example: signet data preview training/recipes/lspet_hourglass.yaml --data ~/data -o people.png
+    """
+    from training.pose.config import PoseData
+    from training.pose.data import load
+    from training.pose.preview import contact_sheet
+    from training.recipe import load_recipe
+
+    chosen = load_recipe(recipe, settings or ())
+    if not isinstance(chosen.data, PoseData):
+        raise TrainingError(f"{recipe}: task: is {chosen.task!r}, expected 'pose'")
+    sheet = contact_sheet(load(chosen.data, data), chosen.data, people=people, seed=seed)
+    try:
+        sheet.save(output)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{output}: cannot be written: {error}") from error
+    print(f"{output}: {sheet.width} x {sheet.height} px")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of a checkpoint or a packed file on the validation images of a data set."""
+"""The figures of a checkpoint or a packed file on the validation images of a data set."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from models.networks import restore
-from models.packing.file import InputSpec, PackedFileError, PackedHeader
+from models.packing.file import InputSpec, Keypoints, PackedFileError, PackedHeader
 from models.packing.file import read as read_packed
 from training.classification import count
 from training.data import catalog
 from training.data.dataset import Dataset, Pixels
-from training.data.loaders import FileLoader, Loader, MemoryLoader
+from training.data.loaders import Batch, FileLoader, Loader, MemoryLoader
 from training.data.plan import BatchPlan
 from training.errors import TrainingError
-from training.recipe import DataConfig, ImageFolderData, check_recipe
+from training.pose.config import PoseData
+from training.pose.data import load as load_people
+from training.pose.evaluate import measure_people
+from training.pose.metrics import PoseScores
+from training.recipe import ClassificationConfig, DataConfig, ImageFolderData, check_recipe
 from training.train import load_checkpoint
 
 PACKED_SUFFIX = ".safetensors"
@@ -43,10 +47,18 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, whatever file it came from: uint8 [N, H, W, 3] -> logits [N, classes]."""
+    """A trained network, whatever file it came from.
+
+    Attributes
+    ----------
+    predict : uint8 [N, H, W, 3] -> logits [N, classes], or heatmaps [N, h, w, K].
+    outputs : the names of the classes, or the keypoints.
+    input : what it reads.
+    data : the data set of its recipe, if it names one.
+    """
 
     predict: Predict
-    class_names: tuple[str, ...]
+    outputs: tuple[str, ...] | Keypoints
     input: InputSpec
     data: DataConfig | None
 
@@ -58,7 +70,8 @@ def evaluate(
     data: DataConfig | None = None,
     limit: int | None = None,
     batch_size: int = 100,
-) -> Accuracy:
+    flip: bool = False,
+) -> Accuracy | PoseScores:
     """Measure a checkpoint (in float32, with torch) or a packed file (with the xnor engine).
 
     Both see the very same uint8 images, those of the recipe's validation split, so their figures compare.
@@ -66,8 +79,9 @@ def evaluate(
     Parameters
     ----------
     data_root : where the data set lies.
-    data : another data set than the recipe's; its classes must have the same names.
+    data : another data set than the recipe's; its classes, or keypoints, must be the same.
     limit : measure on the first so many images alone.
+    flip : average the heatmaps of each picture and of its mirror image; for pose alone.
 
     Raises TrainingError for what the user can put right.
     """
@@ -75,19 +89,27 @@ def evaluate(
     data = data or trained.data
     if data is None:
         raise TrainingError(f"{path}: provenance.recipe.data: is missing, so give the recipe whose data set to use")
+    if isinstance(data, PoseData):
+        people = load_people(data, data_root)
+        _must_fit(path, trained, people.name, people.keypoints, people.input)
+        return measure_people(trained.predict, people, data, flip=flip, limit=limit, batch_size=batch_size)
+    if flip:
+        raise TrainingError("--flip: averages heatmaps, which a classifier does not make")
     dataset = catalog.load(data, data_root)
-    if dataset.class_names != trained.class_names:
-        raise TrainingError(
-            f"{path}: has the {len(trained.class_names)} classes {_some(trained.class_names)}; the data set "
-            f"{dataset.name} has the {len(dataset.class_names)} classes {_some(dataset.class_names)}"
-        )
-    side_px, expected_px = dataset.input.height, trained.input.height
-    if side_px != expected_px:
-        raise TrainingError(f"{path}: takes images of {expected_px} px; {dataset.name} gives {side_px} px")
+    _must_fit(path, trained, dataset.name, dataset.class_names, dataset.input)
     return measure(trained.predict, _loader(dataset, data, limit, batch_size))
 
 
-def measure(predict: Predict, loader: Loader) -> Accuracy:
+def _must_fit(path: Path, trained: Trained, name: str, outputs: tuple[str, ...] | Keypoints, spec: InputSpec) -> None:
+    """Raise TrainingError unless the network's outputs and input are the data set's."""
+    if trained.outputs != outputs:
+        raise TrainingError(f"{path}: has the {_some(trained.outputs)}; the data set {name} has the {_some(outputs)}")
+    side_px, expected_px = spec.height, trained.input.height
+    if side_px != expected_px:
+        raise TrainingError(f"{path}: takes images of {expected_px} px; {name} gives {side_px} px")
+
+
+def measure(predict: Predict, loader: Loader[Batch]) -> Accuracy:
     """Count right answers over one epoch of `loader`."""
     totals = torch.zeros(4, dtype=torch.float64)
     for images, labels in loader:
@@ -119,10 +141,13 @@ def _load_checkpoint(path: Path) -> Trained:
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
         x = ((images.to(device).float() / 255 - mean) / std).permute(0, 3, 1, 2)
-        logits: Tensor = network(x)
-        return logits.cpu()
+        output: Tensor = network(x)
+        return (output.permute(0, 2, 3, 1) if recipe.task == "pose" else output).cpu()
 
-    return Trained(predict, tuple(parameters["class_names"]), spec, recipe.data)
+    outputs = (
+        Keypoints.model_validate(parameters["keypoints"]) if recipe.task == "pose" else tuple(parameters["class_names"])
+    )
+    return Trained(predict, outputs, spec, recipe.data)
 
 
 def _load_packed(path: Path) -> Trained:
@@ -130,8 +155,8 @@ def _load_packed(path: Path) -> Trained:
         header = read_packed(path).header
     except PackedFileError as error:
         raise TrainingError(str(error)) from error
-    if header.task != "classification" or not header.labels:
-        raise TrainingError(f"{path}: task: is {header.task!r}, expected 'classification'")
+    outputs = header.keypoints or tuple(header.labels or ())
+    output = "heatmaps" if header.task == "pose" else "logits"
     try:
         from models.xnor import Session
     except ImportError as error:
@@ -139,9 +164,9 @@ def _load_packed(path: Path) -> Trained:
     session = Session.load(path)
 
     def predict(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(images.numpy())["logits"])
+        return torch.from_numpy(session.run(images.numpy())[output])
 
-    return Trained(predict, tuple(header.labels), header.input, _packed_data(path, header))
+    return Trained(predict, outputs, header.input, _packed_data(path, header))
 
 
 def _packed_data(path: Path, header: PackedHeader) -> DataConfig | None:
@@ -154,7 +179,7 @@ def _packed_data(path: Path, header: PackedHeader) -> DataConfig | None:
         raise TrainingError(f"{path}: provenance.recipe.data: {error.errors()[0]['msg']}") from error
 
 
-def _loader(dataset: Dataset, config: DataConfig, limit: int | None, batch_size: int) -> Loader:
+def _loader(dataset: Dataset, config: ClassificationConfig, limit: int | None, batch_size: int) -> Loader[Batch]:
     split = dataset.validation
     length = min(len(split), limit or len(split))
     plan = BatchPlan(length, batch_size, shuffle=False)
@@ -165,5 +190,6 @@ def _loader(dataset: Dataset, config: DataConfig, limit: int | None, batch_size:
     return FileLoader(split, plan, side=dataset.input.height, short_side=short_side, workers=workers)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _some(outputs: tuple[str, ...] | Keypoints) -> str:
+    kind, names = ("keypoints", outputs.names) if isinstance(outputs, Keypoints) else ("classes", list(outputs))
+    return f"{len(names)} {kind} {', '.join(names[:3])}" + (", ..." if len(names) > 3 else "")

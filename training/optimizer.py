@@ -49,6 +49,8 @@ def make(network: nn.Module, training: Training) -> Optimizer:
     groups = parameter_groups(network, training)
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+    if training.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=training.learning_rate)
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=training.learning_rate, betas=training.betas)
 
@@ -61,5 +63,5 @@ def set_rate(optimizer: Optimizer, learning_rate: float, rate: Rate) -> None:
             continue
         if "betas" in group:
             group["betas"] = (rate.momentum, group["betas"][1])
-        else:
+        elif "nesterov" in group:
             group["momentum"] = rate.momentum

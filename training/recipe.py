@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.hourglass import HourglassConfig
 from models.networks import NetworkConfig
 from training.errors import TrainingError
+from training.pose.config import CocoData, LspetData, MpiiData, PoseData
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -112,7 +114,8 @@ class ImageFolderData(_Part):
         return self.storage == "memory" or (self.storage == "auto" and self.image_size <= 64)
 
 
-DataConfig = Annotated[Cifar10Data | ImageFolderData, Field(discriminator="name")]
+ClassificationConfig = Cifar10Data | ImageFolderData
+DataConfig = Annotated[Cifar10Data | ImageFolderData | LspetData | MpiiData | CocoData, Field(discriminator="name")]
 
 
 class Training(_Part):
@@ -121,7 +124,7 @@ class Training(_Part):
     epochs : passes over the training images.
     batch_size : images of one optimiser step, over all processes and accumulation steps.
     accumulate : a step's images are computed in this many parts, to save memory.
-    optimizer, momentum, betas : momentum is sgd's, betas are Adam's.
+    optimizer, momentum, betas : momentum is sgd's, betas are Adam's; rmsprop has neither.
     learning_rate : the highest rate of the schedule.
     latent_learning_rate_scale : multiplies the rate of latent parameters (factors, cores, plain weights).
     weight_decay : of real weights; parameters that are vectors (batch norm, scales, slopes) get none.
@@ -143,7 +146,7 @@ class Training(_Part):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     momentum: Share = 0.9
     betas: tuple[Share, Share] = (0.9, 0.999)
     learning_rate: Positive = 2e-3
@@ -171,20 +174,46 @@ class Training(_Part):
         return self
 
 
+BEST_BY = {
+    "cifar10": "val_top1",
+    "imagefolder": "val_top1",
+    "lspet": "val_pck",
+    "mpii": "val_pckh",
+    "coco": "val_ap",
+}
+"""Of each data set, the metric that decides."""
+
+
 class Recipe(_Part):
     """A training run in full.
 
     name : names the output folder, `runs/<name>`.
-    task : what the network does.
+    task : what the network does: `classification` of pictures, or `pose`, the joints of people.
     seed : decides the initial weights, the order of the images and their augmentation.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "pose"] = "classification"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: NetworkConfig
     data: DataConfig
     training: Training
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        pose = self.task == "pose"
+        if isinstance(self.model, HourglassConfig) != pose or isinstance(self.data, PoseData) != pose:
+            needed = "an hourglass and data of people" if pose else "a resnet and data of labelled pictures"
+            raise ValueError(
+                f"task: is {self.task!r}, which needs {needed}; the recipe has a {self.model.architecture} "
+                f"and {self.data.name}"
+            )
+        return self
+
+    @property
+    def metric(self) -> str:
+        """The logged metric by which a run's best checkpoint is chosen."""
+        return BEST_BY[self.data.name]
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain dicts, lists, numbers and text, as it is kept in a checkpoint."""
@@ -289,7 +318,8 @@ def _explain(mistake: dict[str, Any], source: str, overrides: Sequence[str]) -> 
         found, tags = mistake["ctx"]["tag"], _unquoted(mistake["ctx"]["expected_tags"])
         return f"{source}: {field}: is {_show(found)}, expected one of {tags}{_close(found, tags.split(', '))}"
     if kind == "value_error":
-        return f"{source}: {field}.{message.removeprefix('Value error, ')}"
+        prefix = f"{field}." if names else ""
+        return f"{source}: {prefix}{message.removeprefix('Value error, ')}"
     expected = message.removeprefix("Input should be ").removeprefix("Value should be ")
     hint = ""
     if kind == "literal_error":

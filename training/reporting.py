@@ -29,6 +29,9 @@ SHOWN = {
     "train_top1": ("train top-1", 2, " %"),
     "val_top1": ("top-1", 2, " %"),
     "val_top5": ("top-5", 2, " %"),
+    "val_pck": ("PCK@0.2", 2, " %"),
+    "val_pckh": ("PCKh@0.5", 2, " %"),
+    "val_ap": ("OKS-AP", 2, " %"),
     "images_per_second": ("", 0, " images/s"),
 }
 LOSS_EVERY = 20

@@ -14,17 +14,23 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from pydantic import ValidationError
 
 from training.checkpoints import BEST, LAST, Checkpoints, Interrupted
 from training.classification import Classifier
 from training.data import catalog
 from training.data.dataset import Dataset
-from training.data.module import ClassificationData
+from training.data.module import ClassificationData, RecipeData
 from training.errors import TrainingError
+from training.module import NetworkModule
+from training.pose.config import PoseData
+from training.pose.data import PeopleData
+from training.pose.data import load as load_people
+from training.pose.module import PoseEstimator
+from training.pose.people import PoseDataset
 from training.recipe import Recipe
 from training.reporting import Reporter
 
-METRIC = "val_top1"
 AUTO = "auto"
 
 
@@ -35,14 +41,16 @@ class Outcome:
     Attributes
     ----------
     last : the checkpoint of the end.
-    best : the checkpoint of the highest validation top-1, `best_top1` per cent; None if nothing was validated.
+    metric : the name of the validation metric that decides.
+    best : the checkpoint where it was highest, `best_value` per cent; None if nothing was validated.
     metrics : the last value of each logged metric.
     signal : number of the signal that ended the run early; None if it ran to its end.
     """
 
     last: Path
+    metric: str
     best: Path | None
-    best_top1: float | None
+    best_value: float | None
     metrics: dict[str, float]
     signal: int | None = None
 
@@ -71,7 +79,7 @@ def train(
     """
     folder = output or Path("runs") / recipe.name
     checkpoint = _resume_from(resume, folder)
-    dataset = catalog.load(recipe.data, data_root)
+    dataset = load_data(recipe, data_root)
     recipe = fit_to_data(recipe, dataset)
     if checkpoint is not None:
         _check_same_run(checkpoint, recipe)
@@ -79,21 +87,35 @@ def train(
         torch.set_num_threads(recipe.training.threads)
     _quieten()
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
-    module = Classifier(
-        recipe.plain(), dataset.class_names, dataset.input.model_dump(mode="json"), _provenance(dataset)
-    )
-    checkpoints = Checkpoints(folder, METRIC)
+    module, data = _of_task(recipe, dataset)
+    checkpoints = Checkpoints(folder, recipe.metric)
     reporter = Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)
     # The reporter first: it writes the epoch's line before a signal ends the run at the epoch's checkpoint.
     trainer = make_trainer(recipe, folder, [ValidateAtEnd(), reporter, checkpoints])
     number = None
     try:
-        trainer.fit(module, ClassificationData(dataset, recipe), ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as interruption:
         number = interruption.signal
     best = None if checkpoints.best is None else folder / BEST
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return Outcome(folder / LAST, best, checkpoints.best, metrics, number)
+    return Outcome(folder / LAST, recipe.metric, best, checkpoints.best, metrics, number)
+
+
+def load_data(recipe: Recipe, root: Path | None = None) -> Dataset | PoseDataset:
+    """The data set of a recipe, of whichever task; see `training.data.catalog.load`."""
+    if isinstance(recipe.data, PoseData):
+        return load_people(recipe.data, root)
+    return catalog.load(recipe.data, root)
+
+
+def _of_task(recipe: Recipe, dataset: Dataset | PoseDataset) -> tuple[NetworkModule, RecipeData]:
+    """What the Trainer is given: a network with its loss and measures, and the data."""
+    plain, spec, origin = recipe.plain(), dataset.input.model_dump(mode="json"), _provenance(dataset)
+    if isinstance(dataset, PoseDataset):
+        estimator = PoseEstimator(plain, dataset.keypoints.model_dump(mode="json"), spec, origin)
+        return estimator, PeopleData(dataset, recipe)
+    return Classifier(plain, dataset.class_names, spec, origin), ClassificationData(dataset, recipe)
 
 
 def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -125,12 +147,16 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
     )
 
 
-def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with `model.classes` and `model.input_size` taken from the data set where it leaves them out.
+def fit_to_data(recipe: Recipe, dataset: Dataset | PoseDataset) -> Recipe:
+    """The recipe with `model.input_size` and `model.classes` (or `model.keypoints`) of the data set.
 
-    Raises TrainingError where it gives them and they do not fit.
+    Raises TrainingError where the recipe gives them and they do not fit.
     """
-    found = {"classes": len(dataset.class_names), "input_size": dataset.input.height}
+    found = {"input_size": dataset.input.height}
+    if isinstance(dataset, PoseDataset):
+        found["keypoints"] = len(dataset.keypoints.names)
+    else:
+        found["classes"] = len(dataset.class_names)
     changes: dict[str, Any] = {}
     for field, value in found.items():
         given = getattr(recipe.model, field)
@@ -138,7 +164,12 @@ def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
             changes[field] = value
         elif given != value:
             raise TrainingError(f"model.{field}: is {given}, but the data set {dataset.name} has {value}")
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+    try:
+        model = type(recipe.model).model_validate({**recipe.model.model_dump(), **changes})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise TrainingError(f"model: does not fit the data set {dataset.name}: {message}") from error
+    return recipe.model_copy(update={"model": model})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -186,7 +217,7 @@ def _difference(field: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return field, old, new
 
 
-def _provenance(dataset: Dataset) -> dict[str, Any]:
+def _provenance(dataset: Dataset | PoseDataset) -> dict[str, Any]:
     return {
         "data": dataset.name,
         "train_images": len(dataset.train),

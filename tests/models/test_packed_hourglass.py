@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from models.hourglass import HourglassConfig, StackedHourglass
-from models.latent import LatentConfig, Sign
+from models.latent import LatentConfig, Sign, TuckerLatent
 from models.packing.file import InputSpec, Keypoints
 from models.packing.graph import BinaryConv2d, Prelu, Threshold
 from models.packing.pack import pack_network
 from models.packing.summary import totals
+from models.packing.trace import trace
 from models.xnor import Session, available_isas
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -186,3 +187,14 @@ def test_only_the_named_layers_stay_float(tmp_path):
     sums = totals(packed)
     assert sums.binary_macs > 5 * sums.real_macs
     assert packed.header.sizes.float32_bytes > 8 * packed.header.sizes.packed_bytes
+
+
+def test_packing_reconstructs_each_shared_tensor_once(tmp_path, monkeypatch):
+    calls = []
+    plain = TuckerLatent.to_tensor
+    monkeypatch.setattr(TuckerLatent, "to_tensor", lambda self: calls.append(id(self)) or plain(self))
+    net = network(latent=LatentConfig(init="random"))
+    trace(net, ("heatmaps",))
+    shared = {id(group) for group in net.holistic.values()}
+    assert len(shared) > 3
+    assert sorted(call for call in calls if call in shared) == sorted(shared)

@@ -121,7 +121,7 @@ def test_an_image_folder_trains_and_is_measured(
     outcome = train.train(check_recipe(raw, "test"), data_root=picture_folder, output=tmp_path)
     result = evaluate.evaluate(outcome.best or tmp_path, data_root=picture_folder)
     assert result.images == 6
-    assert result.top1 == outcome.best_top1
+    assert result.top1 == outcome.best_value
     assert result.top1 >= 80
 
 

@@ -56,7 +56,7 @@ MISTAKES = {
     "training: {}": "training.epochs: is missing",
     "training: 3": "training: is 3, expected ",
     "training: {epochs: 1, optimizer: adan}": (
-        "training.optimizer: is 'adan', expected 'adam', 'adamw' or 'sgd'; did you mean adam?"
+        "training.optimizer: is 'adan', expected 'adam', 'adamw', 'rmsprop' or 'sgd'; did you mean adam?"
     ),
     "training: {epochs: 1, batch_size: 10, accumulate: 3}": "training.accumulate: 3 does not divide batch_size 10",
     "training: {epochs: 1, schedule: step}": "training.step_epochs: needed by schedule 'step'",
@@ -64,7 +64,9 @@ MISTAKES = {
     "model: {architecture: resnet, depth: 19}": "model.depth: is 19, expected 18 or 34",
     "model: {architecture: resnet, latent: {kind: tuker}}": "model.latent.kind: is 'tuker'",
     "model: {architecture: resnet, latent: {rank: -1}}": "model.latent.rank: is -1, expected 'full'",
-    "data: {name: cifar}": "data.name: is 'cifar', expected one of cifar10, imagefolder; did you mean cifar10?",
+    "data: {name: cifar}": (
+        "data.name: is 'cifar', expected one of cifar10, imagefolder, lspet, mpii, coco; did you mean cifar10?"
+    ),
     "data: {root: somewhere}": "data.name: is missing",
     "data: {name: cifar10, augment: {flop: true}}": "data.augment.flop: is no field of a recipe; did you mean flip?",
     "data: {name: imagefolder, file_augment: {crop_area: [1, 0.5]}}": "data.file_augment.crop_area: the smaller value",

@@ -9,13 +9,14 @@ from pathlib import Path
 from training.data import cifar10, imagefolder
 from training.data.dataset import Dataset, Pixels, Split
 from training.errors import TrainingError
-from training.recipe import Cifar10Data, DataConfig
+from training.pose.config import PoseData
+from training.recipe import Cifar10Data, ClassificationConfig
 
 ROOT_VARIABLE = "SIGNET_DATA"
 
 
-def load(config: DataConfig, root: Path | None = None) -> Dataset:
-    """Read the data set of a recipe.
+def load(config: ClassificationConfig, root: Path | None = None) -> Dataset:
+    """Read the data set of a classification recipe (`training.pose.data.load` reads those of poses).
 
     `root` (the command line's) comes before the recipe's `data.root`, and that before SIGNET_DATA.
     Raises TrainingError naming what is missing or damaged.
@@ -31,7 +32,7 @@ def load(config: DataConfig, root: Path | None = None) -> Dataset:
     return imagefolder.read(found, config)
 
 
-def data_root(config: DataConfig, root: Path | None = None) -> Path:
+def data_root(config: ClassificationConfig | PoseData, root: Path | None = None) -> Path:
     """The folder (or file) that the data set is read from. Raises TrainingError unless it exists."""
     variable = os.environ.get(ROOT_VARIABLE)
     sources = (("--data", root), ("data.root", config.root), (ROOT_VARIABLE, Path(variable) if variable else None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from training.errors import TrainingError
 from training.recipe import LargeImageAugment, SmallImageAugment
 
 Batch = tuple[Tensor, Tensor]
+B = TypeVar("B")
 
 
 class Position(TypedDict):
@@ -34,10 +35,10 @@ class Position(TypedDict):
 
 
 class _Announcement(NamedTuple):
-    sampler: Loader
+    sampler: Any
 
 
-class Loader(ABC):
+class Loader(ABC, Generic[B]):
     """An iterable over one epoch's batches of one process; see the module's description."""
 
     def __init__(self, plan: BatchPlan) -> None:
@@ -66,7 +67,7 @@ class Loader(ABC):
         """Go on from a stored position."""
         self.epoch, self.next_batch = state["epoch"], state["batch"]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         # A generator: the position is read when the first batch is asked for, after set_epoch.
         start = self.next_batch if self.plan.shuffle else 0
         for number, batch in enumerate(self._batches(start), start):
@@ -74,11 +75,11 @@ class Loader(ABC):
             yield batch
 
     @abstractmethod
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _batches(self, start: int) -> Iterator[B]:
         """This process's batches of the current epoch, from batch `start` on."""
 
 
-class MemoryLoader(Loader):
+class MemoryLoader(Loader[Batch]):
     """Batches of images in memory, augmented if `augment` is given."""
 
     def __init__(
@@ -142,7 +143,7 @@ class _Keys:
             yield [(plan.seed, epoch, int(index)) for index in plan.mine(whole)]
 
 
-class FileLoader(Loader):
+class FileLoader(Loader[Batch]):
     """Batches of pictures decoded from files, cropped at random if `augment` is given, in the middle if not."""
 
     def __init__(

@@ -64,7 +64,7 @@ class _Crops(TorchDataset[Tensor]):
         return crops
 
 
-class PoseLoader(Loader):
+class PoseLoader(Loader[PoseBatch]):
     """Batches of the people of a split.
 
     Parameters
@@ -112,7 +112,7 @@ class PoseLoader(Loader):
                 persistent_workers=workers > 0,
             )
 
-    def _batches(self, start: int) -> Iterator[PoseBatch]:  # type: ignore[override]
+    def _batches(self, start: int) -> Iterator[PoseBatch]:
         crops = None if self.stored is not None else iter(self._read_files(start))
         for number, whole in self.plan.batches(self.epoch, start):
             index = self.plan.mine(whole).to(self.device)

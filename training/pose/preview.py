@@ -47,7 +47,8 @@ def _tiles(people: People, config: PoseData, augment: PoseAugment | None, count:
         augment=augment,
         storage="memory",
     )
-    return draw_batch(PoseBatch(*next(iter(loader))), people.keypoints)
+    (batch,) = loader
+    return draw_batch(batch, people.keypoints)
 
 
 def draw_batch(batch: PoseBatch, keypoints: Keypoints, tile_px: int = TILE_PX) -> list[Image.Image]:
