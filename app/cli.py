@@ -19,6 +19,7 @@ TRAINING_COMMANDS = {
     "train": "Train a network from a recipe.",
     "evaluate": "Measure a checkpoint or a packed model on a data set.",
     "pack": "Pack a trained network to one bit a weight.",
+    "data": "Look at the data sets.",
 }
 TRAINING_MODULES = frozenset(
     {"lightning", "rich", "safetensors", "tensorboard", "tensorly", "torch", "torchmetrics", "yaml"}
@@ -214,7 +215,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _add_training_commands() -> None:
-    """Add train, evaluate and pack; where their libraries are missing, commands that say what to install."""
+    """Add the commands of training; where their libraries are missing, commands that say what to install."""
     try:
         from training.commands import commands
     except ModuleNotFoundError as error:
@@ -225,6 +226,7 @@ def _add_training_commands() -> None:
             cli.command(name, help=explained, context_settings=lenient)(_needs_training(missing))
     else:
         cli.registered_commands.extend(commands.registered_commands)
+        cli.registered_groups.extend(commands.registered_groups)
 
 
 def _needs_training(missing: str) -> Any:

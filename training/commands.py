@@ -158,6 +158,9 @@ def pack(
     version: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Its version there; default: one above the highest.")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Keep real weights (stem, shortcuts, head) in float16: smaller, rounded.")
+    ] = False,
 ) -> None:
     """Pack a trained network to one bit a weight.
 
@@ -172,7 +175,7 @@ def pack(
 
     target = _pack_target(checkpoint, output, name, version)
     try:
-        packed = pack_checkpoint(checkpoint, target)
+        packed = pack_checkpoint(checkpoint, target, half=half)
     except (PackingError, PackedFileError) as error:
         raise TrainingError(str(error)) from error
     except OSError as error:
