@@ -77,7 +77,170 @@ def form(*parts: bytes) -> Callable[[], bytes]:
     return lambda: multipart(parts)
 
 
+INFER = "/v2/models/random/infer"
+PIXELS = bytes(32 * 32 * 3)
+
+
+def tensor(**changed: object) -> dict[str, object]:
+    """A sound input of one black picture, with members changed, or left out where they are None."""
+    sound = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3], "data": [0] * len(PIXELS)}
+    return {key: value for key, value in {**sound, **changed}.items() if value is not None}
+
+
+def infer(name: str, reason: str, body: Callable[[], bytes], status: int = 400, *headers: tuple[str, str]) -> Case:
+    return Case(f"V2: {name}", status, reason, body, "application/json", INFER, headers=headers)
+
+
+def inputs(*tensors: object, **more: object) -> Callable[[], bytes]:
+    return lambda: json.dumps({"inputs": tensors, **more}).encode()
+
+
+def with_bytes(name: str, raw: bytes, reason: str = "bad-tensor", status: int = 400, **changed: object) -> Case:
+    """A request whose tensor stands behind the JSON."""
+    described = tensor(**{"data": None, "parameters": {"binary_data_size": len(raw)}, **changed})
+    head = json.dumps({"inputs": [described]}).encode()
+    return infer(name, reason, lambda: head + raw, status, (LENGTH, str(len(head))))
+
+
+def data_of(text: str) -> Callable[[], bytes]:
+    return lambda: inputs(tensor(data=["?"]))().replace(b'"?"', text.encode())
+
+
+LENGTH = "Inference-Header-Content-Length"
+ONE = json.dumps({"inputs": [tensor()]}).encode()
+
+V2_CASES = [
+    with_bytes("bytes too few", PIXELS[:-1]),
+    with_bytes("bytes too many", PIXELS + b"1"),
+    with_bytes("no bytes", b""),
+    with_bytes("size that is a lie", PIXELS, parameters={"binary_data_size": 1 << 60}),
+    with_bytes("size that is negative", PIXELS, parameters={"binary_data_size": -1}),
+    with_bytes("size that is text", PIXELS, parameters={"binary_data_size": "3072"}),
+    with_bytes("size and data", PIXELS, data=[0]),
+    with_bytes("bytes that no tensor claims", PIXELS, parameters={}),
+    with_bytes("negative dimension", PIXELS, shape=[-1, 32, 32, 3]),
+    with_bytes("dimension of 2^60", PIXELS, shape=[1 << 60, 32, 32, 3]),
+    with_bytes("dimension of 2^200", PIXELS, shape=[1 << 200, 32, 32, 3]),
+    with_bytes("dimensions whose product wraps around", PIXELS, shape=[1, 1 << 32, 1 << 32, 3]),
+    with_bytes("dimension of text", PIXELS, "bad-json", shape=["1", 32, 32, 3]),
+    with_bytes("dimension that is no whole number", PIXELS, "bad-json", shape=[1.5, 32, 32, 3]),
+    with_bytes("no dimensions", PIXELS, "bad-json", shape=[]),
+    with_bytes("a thousand dimensions", PIXELS, "bad-json", shape=[1] * 1000),
+    with_bytes("another size of picture", PIXELS, shape=[1, 3, 32, 32]),
+    with_bytes("element beyond the bytes", b"\xff\xff\xff\xff" + JPEG, datatype="BYTES", shape=[1]),
+    with_bytes("element's length cut off", b"\1\0", datatype="BYTES", shape=[1]),
+    with_bytes("fewer elements than the shape says", b"\1\0\0\0a", datatype="BYTES", shape=[2]),
+    with_bytes("element of no bytes", bytes(4), "missing-image", 422, datatype="BYTES", shape=[1]),
+    with_bytes("element that is no picture", b"\5\0\0\0Hello", "not-an-image", 415, datatype="BYTES", shape=[1]),
+    with_bytes("empty batch of pixels", b"", "empty-batch", 422, shape=[0, 32, 32, 3]),
+    with_bytes("empty batch of pictures", b"", "empty-batch", 422, datatype="BYTES", shape=[0]),
+    with_bytes("batch above the maximum", PIXELS * 33, "batch-too-large", 413, shape=[33, 32, 32, 3]),
+    infer("URL in JSON", "image-is-url", inputs(tensor(datatype="BYTES", shape=[1], data=[LINK])), 422),
+    infer("data too few", "bad-tensor", inputs(tensor(data=[0]))),
+    infer("data of no element", "bad-tensor", inputs(tensor(data=[]))),
+    infer("data missing", "bad-tensor", inputs(tensor(data=None))),
+    infer("data of rows of two lengths", "bad-tensor", inputs(tensor(data=[[0, 0], [0]]))),
+    infer("data in another shape", "bad-tensor", inputs(tensor(data=[[0] * 1024] * 3))),
+    infer("data of text", "bad-tensor", inputs(tensor(data=["0"] * len(PIXELS)))),
+    infer("data beyond a byte", "bad-tensor", inputs(tensor(data=[256] * len(PIXELS)))),
+    infer("data below zero", "bad-tensor", inputs(tensor(data=[-1] * len(PIXELS)))),
+    infer("data of 2^70", "bad-tensor", inputs(tensor(data=[1 << 70] * len(PIXELS)))),
+    infer("data of half a number", "bad-tensor", inputs(tensor(data=[0.5] * len(PIXELS)))),
+    infer("data of 1e999", "bad-tensor", data_of(",".join(["1e999"] * len(PIXELS)))),
+    infer("data of -1e999", "bad-tensor", data_of(",".join(["-1e999"] * len(PIXELS)))),
+    infer("data of NaN", "bad-json", data_of(",".join(["NaN"] * len(PIXELS)))),
+    infer("data of Infinity", "bad-json", data_of("Infinity")),
+    infer("data of -Infinity", "bad-json", data_of("-Infinity")),
+    infer("picture that is a number", "bad-tensor", inputs(tensor(datatype="BYTES", shape=[1], data=[1]))),
+    infer("header length of -1", "bad-request", lambda: ONE, 400, (LENGTH, "-1")),
+    infer("header length of abc", "bad-request", lambda: ONE, 400, (LENGTH, "abc")),
+    infer("header length of 1e3", "bad-request", lambda: ONE, 400, (LENGTH, "1e3")),
+    infer("header length that is empty", "bad-request", lambda: ONE, 400, (LENGTH, "")),
+    infer("header length past the body", "bad-request", lambda: ONE, 400, (LENGTH, str(len(ONE) + 1))),
+    infer("header length of 10^5000", "bad-request", lambda: ONE, 400, (LENGTH, "1" + "0" * 5000)),
+    infer("header length within the JSON", "bad-json", lambda: ONE, 400, (LENGTH, str(len(ONE) - 1))),
+    infer("header length of 0 before JSON", "bad-tensor", lambda: ONE[:3071], 400, (LENGTH, "0")),
+    infer("unknown tensor", "bad-tensor", inputs(tensor(name="other"))),
+    infer("tensor of a long name", "bad-json", inputs(tensor(name="n" * 10_000))),
+    infer("tensor without a name", "bad-json", inputs(tensor(name=None))),
+    infer("tensor twice", "bad-tensor", inputs(tensor(), tensor())),
+    infer("tensor and an unknown one", "bad-tensor", inputs(tensor(), tensor(name="other"))),
+    infer("no tensor", "bad-tensor", inputs()),
+    infer("no inputs", "bad-json", lambda: b"{}"),
+    infer("unknown datatype", "bad-tensor", inputs(tensor(datatype="FP128"))),
+    infer("datatype that the model does not take", "bad-tensor", inputs(tensor(datatype="FP32"))),
+    infer("datatype missing", "bad-json", inputs(tensor(datatype=None))),
+    infer("shape missing", "bad-json", inputs(tensor(shape=None))),
+    infer("shared memory", "bad-tensor", inputs(tensor(data=None, parameters={"shared_memory_region": "r"}))),
+    infer("unknown output", "bad-tensor", inputs(tensor(), outputs=[{"name": "other"}])),
+    infer("output twice", "bad-tensor", inputs(tensor(), outputs=[{"name": "logits"}] * 2)),
+    *(
+        infer(
+            f"classification of {classes!r}",
+            "bad-tensor",
+            inputs(tensor(), outputs=[{"name": "logits", "parameters": {"classification": classes}}]),
+        )
+        for classes in (0, -1, "3", True, 1.5, None)
+    ),
+    infer(
+        "binary_data of yes",
+        "bad-tensor",
+        inputs(tensor(), outputs=[{"name": "logits", "parameters": {"binary_data": "yes"}}]),
+    ),
+    infer("malformed JSON", "bad-json", lambda: ONE[:-2]),
+    infer("JSON twice", "bad-json", lambda: ONE + ONE),
+    infer("JSON 100,000 deep", "bad-json", lambda: b"[" * 100_000 + b"]" * 100_000),
+    infer("JSON objects 100,000 deep", "bad-json", lambda: b'{"inputs":' * 100_000),
+    infer("JSON that is not UTF-8", "bad-json", lambda: b'{"inputs": "\xff\xfe"}'),
+    infer("JSON in UTF-16", "bad-json", lambda: ONE.decode().encode("utf-16")),
+    infer("JSON of a list", "bad-json", lambda: b"[]"),
+    infer("JSON of null", "bad-json", lambda: b"null"),
+    infer("JSON of a lone surrogate", "bad-json", lambda: b'{"id": "\\ud800", "inputs": []}'),
+    infer("JSON of a number of 10,000 digits", "bad-json", lambda: b'{"inputs": ' + b"1" * 10_000 + b"}"),
+    infer("JSON above its limit", "body-too-large", lambda: b"[" + b" " * (4 << 20), 413),
+    infer("empty body", "empty-body", bytes),
+    infer("gzip that is none", "bad-request", lambda: ONE, 400, ("Content-Encoding", "gzip")),
+    infer(
+        "gzip that inflates to 200 MB",
+        "body-too-large",
+        lambda: gzip.compress(bytes(200 << 20)),
+        413,
+        ("Content-Encoding", "gzip"),
+    ),
+    infer("unknown encoding", "unsupported-encoding", lambda: ONE, 415, ("Content-Encoding", "br")),
+    Case("V2: index of malformed JSON", 400, "bad-json", lambda: b"{", target="/v2/repository/index"),
+    *(
+        Case(f"V2: {what} of {name}", 404, reason, target=f"/v2/models/{shown}{path}", method=method)
+        for name, shown, reason in (
+            ("an unknown model", "nobody", "unknown-model"),
+            ("an unknown version", "random/versions/77", "unknown-model"),
+            ("a version that is no number", "random/versions/one", "unknown-model"),
+            ("dots", "..%2f..%2fetc", "not-found"),
+            ("NUL", "%00", "unknown-model"),
+            ("10,000 characters", "m" * 10_000, "unknown-model"),
+        )
+        for what, path, method in (("infer", "/infer", "POST"), ("metadata", "", "GET"), ("config", "/config", "GET"))
+    ),
+    Case("V2: wrong method", 405, "method-not-allowed", target=INFER, method="GET", header=("allow", "POST")),
+]
+
+
+BATCH = "/v1/classify/batch"
+BATCH_CASES = [
+    Case("batch of no body", 400, "empty-body", target=BATCH),
+    Case("batch that is one picture", 400, "bad-multipart", lambda: JPEG, target=BATCH),
+    Case("batch without a boundary", 400, "bad-multipart", form(part("image", JPEG)), "multipart/form-data", BATCH),
+    Case("batch of no pictures", 422, "empty-batch", form(part("top_k", b"3")), MULTIPART, BATCH),
+    Case("batch above the maximum", 413, "batch-too-large", form(*[part("image", b"x")] * 33), MULTIPART, BATCH),
+    Case("batch of 1,000 pictures", 413, "batch-too-large", form(*[part("image", b"x")] * 1000), MULTIPART, BATCH),
+    Case("batch for an unknown model", 404, "unknown-model", form(part("image", JPEG)), MULTIPART, BATCH + "?model=x"),
+    Case("batch with top_k of 0", 422, "invalid-parameter", form(part("image", JPEG)), MULTIPART, BATCH + "?top_k=0"),
+    Case("batch got", 405, "method-not-allowed", target=BATCH, method="GET", header=("allow", "POST")),
+]
+
 CASES = [
+    *V2_CASES,
+    *BATCH_CASES,
     Case("empty body", 400, "empty-body"),
     Case("form without an image", 422, "missing-image", form(part("top_k", b"3")), MULTIPART),
     Case("image of no bytes", 422, "missing-image", form(part("image", b"", filename="a.jpg")), MULTIPART),

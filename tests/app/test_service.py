@@ -221,9 +221,23 @@ def test_documentation(server: Server) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in page.text
     schema = server.client.get("/openapi.json").json()
-    assert {"/v1/classify", "/v1/models", "/v1/models/{name}", "/livez", "/readyz", "/metrics", "/"} == set(
-        schema["paths"]
-    )
+    ours = {
+        "/v1/classify",
+        "/v1/classify/batch",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/",
+    }
+    of_model = {"", "/ready", "/config", "/stats", "/infer"}
+    v2 = {"", "/health/live", "/health/ready", "/models/stats", "/repository/index"}
+    v2 |= {f"/repository/models/{{name}}/{action}" for action in ("load", "unload")}
+    v2 |= {f"/models/{{name}}{end}" for end in of_model} | {
+        f"/models/{{name}}/versions/{{version}}{e}" for e in of_model
+    }
+    assert ours | {f"/v2{path}" for path in v2} == set(schema["paths"])
     classify = schema["paths"]["/v1/classify"]["post"]
     assert {"200", "400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(classify["responses"])
     assert "multipart/form-data" in classify["requestBody"]["content"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.keys import read_keys
 from app.settings import Settings, shipped_zoo
 
 
@@ -54,3 +55,11 @@ def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name:
 
 def test_every_setting_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_keys_are_separated_by_commas_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNET_API_KEYS", "first, second,")
+    settings = Settings()
+    assert read_keys(settings.api_keys, None) == ["first", "second"]
+    assert "first" not in repr(settings)
+    assert Settings(admin_keys=("one",)).admin_keys[0].get_secret_value() == "one"  # type: ignore[arg-type]

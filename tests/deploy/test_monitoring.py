@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,11 @@ class Prometheus:
         found: list[dict[str, Any]] = reply.json()["data"]["result"]
         return found
 
-    def wait_for(self, expression: str, within_s: float = 30) -> None:
+    def wait_for(self, expression: str, within_s: float = 60, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Ask until something is found; `meanwhile` is done between, as a rate needs a series that moves."""
         end = time.monotonic() + within_s
         while True:
+            meanwhile()
             try:
                 if self.query(expression):
                     return
@@ -117,12 +119,11 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     watching = Prometheus(tmp_path_factory.mktemp("prometheus"), f"127.0.0.1:{server.port}")
     try:
         watching.wait_for('up{job="signet"} == 1')
-        for status in ("200", "415", "429", "504"):  # rates need each series to move while it is watched
-            busy(server)
-            watching.wait_for(f'signet_requests_total{{status="{status}"}}')
-        busy(server)
-        watching.wait_for('sum(rate(signet_requests_total{status="200"}[1m])) > 0')
-        watching.wait_for('rate(signet_rejected_total{reason="queue-full"}[1m]) > 0')
+        wanted = [f'signet_requests_total{{status="{status}"}}' for status in ("200", "415", "429", "504")]
+        wanted += ['rate(signet_requests_total{status="200"}[1m]) > 0', "rate(signet_rejected_total[1m]) > 0"]
+        wanted += [f'rate(signet_rejected_total{{reason="{reason}"}}[1m]) > 0' for reason in ("queue-full", "deadline")]
+        for expression in wanted:
+            watching.wait_for(expression, meanwhile=lambda: busy(server))
         yield watching
     finally:
         watching.close()

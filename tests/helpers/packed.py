@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.packing.file import InputSpec, PackedFile, PackedHeader, Resize, Sizes, write
+from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Resize, Sizes, write
 from models.packing.graph import BinaryConv2d, Conv2d, GlobalAvgPool, Graph, Threshold, words
 
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -77,6 +77,30 @@ def write_colour(path: Path) -> PackedFile:
     described = header(graph, tensors, labels=["red", "green", "blue"])
     plain = described.input.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     return write(path, described.model_copy(update={"input": plain}), tensors)
+
+
+def write_pose(path: Path, joints: int = 5) -> PackedFile:
+    """A pose model of one convolution, whose heatmaps are half the input's size."""
+    weight = np.random.default_rng(0).normal(0, 0.3, (joints, 3, 3, 3)).astype(np.float32)
+    tensors: dict[str, np.ndarray[Any, Any]] = {"stem": weight}
+    conv = Conv2d(
+        output="maps",
+        input="image",
+        weight="stem",
+        out_channels=joints,
+        kernel=(3, 3),
+        padding=(1, 1),
+        stride=(2, 2),
+    )
+    described = PackedHeader(
+        architecture="random",
+        task="pose",
+        input=InputSpec(height=32, width=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)),
+        graph=Graph(ops=[conv], outputs={"heatmaps": "maps"}),
+        keypoints=Keypoints(names=[f"joint{index}" for index in range(joints)], skeleton=[], flip_pairs=[]),
+        sizes=Sizes(packed_bytes=weight.nbytes, float32_bytes=weight.nbytes),
+    )
+    return write(path, described, tensors)
 
 
 def write_slow(path: Path, layers: int = 8, side_px: int = 192) -> PackedFile:

@@ -28,7 +28,8 @@ def test_decoding_a_target_gives_the_joint_back(sigma: float) -> None:
     heatmaps = targets(joints, 32, sigma).permute(0, 2, 3, 1).numpy()
     points, scores = decode(heatmaps)
     assert np.abs(points - joints.numpy()).max() <= 1 + 1e-4
-    assert (scores > 0.8).all()
+    # At worst the joint lies half a cell from the peak's cell both ways.
+    assert (scores >= exp(-0.25 / sigma**2) - 1e-6).all()
 
 
 def test_to_predict_nothing_costs_pi_sigma_squared() -> None:
