@@ -6,6 +6,7 @@ other content type: what it is shows in its first bytes. What a client claims ab
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from app.errors import Problem, ServiceError
 
 MAX_PARTS = 32
 MAX_FIELD_BYTES = 4096
+_REFUSED = re.compile(r"q\s*=\s*0(\.0*)?")
 _ZLIB_WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -26,6 +28,14 @@ class Upload:
 
     image: bytes
     fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchUpload:
+    """The bytes of several pictures, in the order of their parts, and the parameters beside them."""
+
+    images: list[bytes]
+    fields: Mapping[str, str]
 
 
 @dataclass
@@ -57,6 +67,21 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     return plain
 
 
+def accepted_encoding(header: str) -> str | None:
+    """The first of gzip and deflate in an Accept-Encoding header; None where it has neither."""
+    for choice in header.lower().split(","):
+        name, _, quality = choice.partition(";")
+        if name.strip() in ("gzip", "deflate") and not _REFUSED.fullmatch(quality.strip()):
+            return name.strip()
+    return None
+
+
+def deflate(body: bytes, encoding: str) -> bytes:
+    """Compress an answer for a Content-Encoding of gzip or deflate; quick rather than small."""
+    stream = zlib.compressobj(1, wbits=_ZLIB_WINDOW[encoding])
+    return stream.compress(body) + stream.flush()
+
+
 def parse(body: bytes, content_type: str) -> Upload:
     """Find the picture in a body.
 
@@ -67,27 +92,51 @@ def parse(body: bytes, content_type: str) -> Upload:
     media_type, options = parse_options_header(content_type)
     if media_type != b"multipart/form-data":
         return Upload(body)
-    boundary = options.get(b"boundary", b"")
-    if not 1 <= len(boundary) <= 200:
-        raise ServiceError(Problem.BAD_MULTIPART, "The Content-Type names no usable boundary.")
-    parts = _split(body, boundary)
-    images = [part for part in parts if part.name == b"image"]
+    too_many = ServiceError(Problem.BAD_MULTIPART, f"There are more than {MAX_PARTS} parts.")
+    images, fields = _images_and_fields(_split(body, options, MAX_PARTS, too_many))
     if len(images) > 1:
         raise ServiceError(Problem.BAD_MULTIPART, "There is more than one part named 'image'.")
     if not images:
         raise ServiceError(Problem.MISSING_IMAGE, "The multipart body has no part named 'image'.")
+    return Upload(images[0], fields)
+
+
+def parse_batch(body: bytes, content_type: str, max_images: int) -> BatchUpload:
+    """Find the pictures in a body: every part `image` of multipart/form-data.
+
+    Raises ServiceError EMPTY_BODY, BAD_MULTIPART, EMPTY_BATCH or BATCH_TOO_LARGE.
+    """
+    media_type, options = parse_options_header(content_type)
+    if not body:
+        raise ServiceError(Problem.EMPTY_BODY, "Send pictures as multipart parts named 'image'.")
+    if media_type != b"multipart/form-data":
+        raise ServiceError(Problem.BAD_MULTIPART, "Several pictures come as parts of multipart/form-data.")
+    too_many = ServiceError(Problem.BATCH_TOO_LARGE, f"A batch may have at most {max_images} pictures.")
+    images, fields = _images_and_fields(_split(body, options, max_images + MAX_PARTS, too_many))
+    if not images:
+        raise ServiceError(Problem.EMPTY_BATCH, "The multipart body has no part named 'image'.")
+    if len(images) > max_images:
+        raise too_many
+    return BatchUpload(images, fields)
+
+
+def _images_and_fields(parts: list[_Part]) -> tuple[list[bytes], dict[str, str]]:
+    images = [bytes(part.data) for part in parts if part.name == b"image"]
     fields = {_text(part.name): _text(part.data[:MAX_FIELD_BYTES]) for part in parts if part.name != b"image"}
-    return Upload(bytes(images[0].data), fields)
+    return images, fields
 
 
-def _split(body: bytes, boundary: bytes) -> list[_Part]:
+def _split(body: bytes, options: Mapping[bytes, bytes], max_parts: int, too_many: ServiceError) -> list[_Part]:
+    boundary = options.get(b"boundary", b"")
+    if not 1 <= len(boundary) <= 200:
+        raise ServiceError(Problem.BAD_MULTIPART, "The Content-Type names no usable boundary.")
     parts: list[_Part] = []
     name, value = bytearray(), bytearray()
     ended = False
 
     def begin() -> None:
-        if len(parts) == MAX_PARTS:
-            raise ServiceError(Problem.BAD_MULTIPART, f"There are more than {MAX_PARTS} parts.")
+        if len(parts) == max_parts:
+            raise too_many
         parts.append(_Part())
 
     def header_end() -> None:

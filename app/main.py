@@ -7,14 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 
 from app import problems
-from app.api.documentation import add_problem_schema
-from app.api.routes import classify, models, operations
+from app.api.deps import require_client
+from app.api.documentation import add_schemas
+from app.api.documentation import problems as documented
+from app.api.routes import classify, models, operations, v2
 from app.engine import available_cpus, loader
+from app.errors import Problem
+from app.keys import Keys, read_keys
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics, program_version
 from app.middleware import Guard, Observe
@@ -60,14 +64,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings, app.state.lifecycle = settings, lifecycle
-    app.state.service = Service(repository, scheduler, metrics, max_pixels=settings.max_pixels)
+    app.state.service = Service(
+        repository,
+        scheduler,
+        metrics,
+        max_pixels=settings.max_pixels,
+        max_batch_images=min(settings.max_batch_images, settings.max_queue_images),
+    )
+    app.state.keys = Keys(
+        read_keys(settings.api_keys, settings.api_keys_file), read_keys(settings.admin_keys, settings.admin_keys_file)
+    )
     for exception in problems.HANDLED:
         app.add_exception_handler(exception, problems.handle)
     # The last one added is the outermost.
     app.add_middleware(Guard, settings=settings, lifecycle=lifecycle)
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
-    for router in (operations.router, classify.router, models.router):
+    for router in (operations.router, v2.health):
         app.include_router(router)
+    for router in (classify.router, models.router, v2.router):
+        app.include_router(router, dependencies=[Depends(require_client)], responses=documented(Problem.UNAUTHORIZED))
     if settings.docs:
         _add_docs(app)
     return app
@@ -77,7 +92,7 @@ def _add_docs(app: FastAPI) -> None:
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = add_problem_schema(app.openapi())
+            app.openapi_schema = add_schemas(app.openapi())
         return app.openapi_schema
 
     @app.get("/docs", include_in_schema=False)

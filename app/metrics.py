@@ -67,6 +67,12 @@ class Metrics:
             registry=self.registry,
         )
         self.images = Counter("signet_images_total", "Images answered.", ["model"], registry=self.registry)
+        self.batch_images = Histogram(
+            "signet_batch_images",
+            "Images handed to the engine in one run.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
         self.rejected = Counter(
             "signet_rejected_total", "Requests not answered as asked, by reason.", ["reason"], registry=self.registry
         )

@@ -21,7 +21,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.trace import Trace, open_trace, trace_of
 
-ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
+ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Paths that answer while the service drains: whoever watches it must see that."""
 
 SECURITY_HEADERS = {

@@ -31,10 +31,15 @@ _HTTP = {
 logger = logging.getLogger("signet.error")
 
 
+def urn(problem: Problem) -> str:
+    """The `type` of a problem."""
+    return f"urn:signet:problem:{problem.slug}"
+
+
 def body(problem: Problem, detail: str, request_id: str, **more: object) -> bytes:
     """The JSON of a problem."""
     members = {
-        "type": f"urn:signet:problem:{problem.slug}",
+        "type": urn(problem),
         "title": problem.title,
         "status": problem.status,
         "detail": detail,
@@ -61,6 +66,8 @@ def from_error(trace: Trace, error: ServiceError) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.close:
         headers["Connection"] = "close"
+    if error.problem is Problem.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return respond(trace, error.problem, error.detail, headers)
 
 

@@ -3,18 +3,23 @@
 Roots are searched in order; a name belongs to the first root that has it. Versions are whole numbers and the highest
 that loaded answers where a request names none. Whatever a root contains, nothing outside it is opened: a link that
 leads out is refused. A model that does not load is reported with its reason, and the others serve.
+
+Models are loaded anew while they serve: all versions of a name are read and warmed beside the old ones and then take
+their place at once, or nothing changes. A `Version` that requests have seen is never changed, so that each
+request is answered by the session it began with. Files should be replaced by renaming, never be written in place.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +53,7 @@ class Session(Protocol):
     def resident_bytes(self) -> int:
         """Memory that the loaded weights take."""
 
-    def run(self, images: NDArray[np.uint8], /) -> Mapping[str, NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8], /) -> Mapping[str, NDArray[Any]]:
         """Outputs by name for uint8 `[N, H, W, 3]`."""
 
 
@@ -58,6 +63,7 @@ class State(StrEnum):
     FOUND = "found"
     READY = "ready"
     FAILED = "failed"
+    UNLOADED = "unloaded"
 
 
 @dataclass
@@ -89,7 +95,8 @@ class Version:
     def ready_session(self) -> Session:
         """The session; raises ServiceError MODEL_UNAVAILABLE while there is none."""
         if self.session is None:
-            detail = f"Model {self.name!r} version {self.version} did not load."
+            why = "is unloaded" if self.state is State.UNLOADED else "did not load"
+            detail = f"Model {self.name!r} version {self.version} {why}."
             raise ServiceError(Problem.MODEL_UNAVAILABLE, detail, retry_after_s=30)
         return self.session
 
@@ -101,6 +108,7 @@ class Repository:
         self.roots = tuple(roots)
         self._load = load
         self._default = default
+        self._changing = threading.Lock()
         self._models = {name: scan_model(root, name) for name, root in scan(self.roots).items()}
 
     def __iter__(self) -> Iterator[Version]:
@@ -117,6 +125,30 @@ class Repository:
         for version in self:
             if version.state is State.FOUND:
                 self._load_one(version)
+
+    def load(self, name: str) -> None:
+        """Load a model as it is on disk now, in place of what is loaded under its name.
+
+        Raises ServiceError UNKNOWN_MODEL, or BAD_MODEL if any version cannot be loaded; nothing has changed then.
+        """
+        with self._changing:
+            root = scan(self.roots).get(name)
+            if root is None:
+                raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r} in the repository.")
+            versions = scan_model(root, name)
+            for version in versions.values():
+                if version.state is State.FOUND:
+                    self._load_one(version)
+                if version.state is not State.READY:
+                    raise ServiceError(Problem.BAD_MODEL, f"Version {version.version}: {version.error}")
+            self._models = {**self._models, name: versions}
+
+    def unload(self, name: str) -> None:
+        """Answer no further requests with a model; those in progress are. Raises ServiceError UNKNOWN_MODEL."""
+        with self._changing:
+            gone = {v.version: Version(name, v.version, v.path, State.UNLOADED) for v in self.versions(name)}
+            self._models = {**self._models, name: gone}
+        logger.info("model unloaded", extra={"model": name})
 
     def _load_one(self, version: Version) -> None:
         begun = time.monotonic()

@@ -1,13 +1,17 @@
 """The data plane: what a request means, whichever protocol it came by.
 
 A picture's way is decode and preprocess in one thread, the network in another, the answer on the event loop. Each step
-is timed under the name that metrics and answers use.
+is timed under the name that metrics and answers use; the pictures of one request are decoded side by side and then
+run as one batch, by one session.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,7 @@ from app.images import decode, longest_side_px, prepare
 from app.metrics import Metrics
 from app.repository import Repository, Session, Version
 from app.scheduler import Scheduler
+from app.statistics import Statistics
 from app.trace import Trace
 from models.packing.file import InputSpec
 
@@ -84,29 +89,117 @@ def session_labels(session: Session) -> list[str]:
 class Service:
     """Models, queue and metrics put together."""
 
-    def __init__(self, repository: Repository, scheduler: Scheduler, metrics: Metrics, *, max_pixels: int) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        *,
+        max_pixels: int,
+        max_batch_images: int,
+    ) -> None:
         self.repository = repository
         self.scheduler = scheduler
         self.metrics = metrics
+        self.statistics = Statistics()
         self.max_pixels = max_pixels
+        self.max_batch_images = max_batch_images
 
     async def classify(self, data: bytes, version: Version, top_k: int, trace: Trace) -> Classification:
         """Classify one encoded picture. Raises ServiceError for whatever keeps it from being answered."""
         session = version.ready_session()
         labels = session_labels(session)
-        spec = session.file.header.input
-        with self.scheduler.admit() as deadline:
-            prepared, waited = await self.scheduler.decoding.run(
-                lambda: prepare_bytes(data, spec, self.max_pixels), deadline
-            )
-            trace.add("decode", prepared.decode_s)
-            trace.add("preprocess", prepared.preprocess_s)
-            trace.add("queue", waited)
-            begun = time.monotonic()
-            outputs, waited = await self.scheduler.inference.run(lambda: session.run(prepared.pixels[None]), deadline)
-            trace.add("queue", waited)
-            trace.add("infer", time.monotonic() - begun - waited)
-        with trace.stage("postprocess"):
-            predictions = top_predictions(outputs["logits"][0], labels, top_k)
-        self.metrics.images.labels(version.name).inc()
+        with self.statistics.of(version.name, version.version).request(trace), self.scheduler.admit() as deadline:
+            (prepared,) = await self._prepare([data], session, deadline, trace)
+            if isinstance(prepared, ServiceError):
+                raise prepared
+            outputs = await self._run(prepared.pixels[None], version, session, deadline, trace)
+            with trace.stage("postprocess"):
+                predictions = top_predictions(outputs["logits"][0], labels, top_k)
         return Classification(prepared.width, prepared.height, predictions)
+
+    async def classify_batch(
+        self, pictures: Sequence[bytes], version: Version, top_k: int, trace: Trace
+    ) -> list[Classification | ServiceError]:
+        """Classify several encoded pictures with one session; a bad picture is answered by its error.
+
+        Raises ServiceError for what keeps all of them from being answered.
+        """
+        session = version.ready_session()
+        labels = session_labels(session)
+        statistics = self.statistics.of(version.name, version.version)
+        with statistics.request(trace), self.scheduler.admit(len(pictures)) as deadline:
+            prepared = await self._prepare(pictures, session, deadline, trace)
+            good = [picture.pixels for picture in prepared if isinstance(picture, Prepared)]
+            logits: Iterator[NDArray[np.float32]] = iter(())
+            if good:
+                logits = iter((await self._run(np.stack(good), version, session, deadline, trace))["logits"])
+            with trace.stage("postprocess"):
+                return [
+                    Classification(p.width, p.height, top_predictions(next(logits), labels, top_k))
+                    if isinstance(p, Prepared)
+                    else p
+                    for p in prepared
+                ]
+
+    async def infer(
+        self, images: NDArray[np.uint8] | Sequence[bytes], version: Version, session: Session, trace: Trace
+    ) -> Mapping[str, NDArray[Any]]:
+        """All outputs for a batch of pixels `[N, height, width, 3]` or of encoded pictures.
+
+        Raises ServiceError for whatever keeps any of them from being answered.
+        """
+        statistics = self.statistics.of(version.name, version.version)
+        with statistics.request(trace), self.scheduler.admit(len(images)) as deadline:
+            if not isinstance(images, np.ndarray):
+                images = _stack(await self._prepare(images, session, deadline, trace))
+            outputs = await self._run(images, version, session, deadline, trace)
+            with trace.stage("postprocess"):
+                if not all(np.isfinite(values).all() for values in outputs.values()):
+                    raise ServiceError(Problem.MODEL_UNAVAILABLE, "The model's answer is not finite.", retry_after_s=30)
+        return outputs
+
+    async def _prepare(
+        self, pictures: Sequence[bytes], session: Session, deadline: float, trace: Trace
+    ) -> list[Prepared | ServiceError]:
+        """Decode pictures side by side: what became of each, a bad one being its error."""
+        spec = session.file.header.input
+
+        async def one(data: bytes) -> tuple[Prepared | ServiceError, float]:
+            try:
+                return await self.scheduler.decoding.run(lambda: prepare_bytes(data, spec, self.max_pixels), deadline)
+            except ServiceError as error:
+                if error.problem is Problem.DEADLINE:
+                    raise
+                return error, 0.0
+
+        found = await asyncio.gather(*(one(data) for data in pictures))
+        for prepared, _ in found:
+            if isinstance(prepared, Prepared):
+                trace.add("decode", prepared.decode_s)
+                trace.add("preprocess", prepared.preprocess_s)
+        trace.add("queue", max(waited for _, waited in found))
+        return [prepared for prepared, _ in found]
+
+    async def _run(
+        self, images: NDArray[np.uint8], version: Version, session: Session, deadline: float, trace: Trace
+    ) -> Mapping[str, NDArray[Any]]:
+        """Run the network over a batch in one call."""
+        begun = time.monotonic()
+        outputs, waited = await self.scheduler.inference.run(lambda: session.run(images), deadline)
+        trace.add("queue", waited)
+        trace.add("infer", time.monotonic() - begun - waited)
+        self.statistics.of(version.name, version.version).ran(len(images), trace)
+        self.metrics.images.labels(version.name).inc(len(images))
+        self.metrics.batch_images.observe(len(images))
+        return outputs
+
+
+def _stack(prepared: Sequence[Prepared | ServiceError]) -> NDArray[np.uint8]:
+    """The batch `[N, height, width, 3]`; raises the first error, telling which picture it was."""
+    pixels = []
+    for index, picture in enumerate(prepared):
+        if isinstance(picture, ServiceError):
+            raise ServiceError(picture.problem, f"Picture {index}: {picture.detail}") from picture
+        pixels.append(picture.pixels)
+    return np.stack(pixels)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, FilePath, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     max_queue_images: Annotated[int, Field(ge=1)] = 64
     """Images admitted and not yet answered, waiting and computing together; more are answered with 429."""
 
+    max_batch_images: Annotated[int, Field(ge=1)] = 32
+    """Most pictures in one request; never more than the queue admits."""
+
     queue_deadline_ms: Annotated[int, Field(ge=1)] = 5000
     """Longest wait of an admitted image; past it the answer is 504 and nothing is computed."""
 
@@ -81,11 +84,29 @@ class Settings(BaseSettings):
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Time after SIGTERM in which new requests still get their 503, until a load balancer has noticed."""
 
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys of clients, separated by commas; with any, here or in the file, /v1 and /v2 ask for one. Health, metrics and
+    documentation do not."""
+
+    api_keys_file: FilePath | None = None
+    """File with more such keys, one a line; # begins a comment."""
+
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that may also load and unload models, separated by commas; without any, nobody may."""
+
+    admin_keys_file: FilePath | None = None
+    """File with more such keys, one a line; # begins a comment."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
     docs: bool = True
     """Whether /docs and /openapi.json are served."""
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("models", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ than the rest of a request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from app.api.schemas import ClassifyParameters
-from app.bodies import Upload, inflate, parse
+from app.bodies import BatchUpload, Upload, inflate, parse, parse_batch
 from app.errors import Problem, ServiceError
+from app.keys import Keys, Role
 from app.lifecycle import Lifecycle
 from app.service import Service
 from app.settings import Settings
@@ -51,24 +52,70 @@ LifecycleDep = Annotated[Lifecycle, Depends(_lifecycle)]
 TraceDep = Annotated[Trace, Depends(_trace)]
 
 
-async def _upload(request: Request, settings: SettingsDep) -> Upload:
+def _role(request: Request) -> Role:
+    keys: Keys = request.app.state.keys
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    given = request.headers.get("x-api-key") or (token.strip() if kind.lower() == "bearer" else None)
+    return keys.role(given)
+
+
+def _refusal(request: Request, problem: Problem, detail: str) -> ServiceError:
+    """What a request is refused with before its body was read."""
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    return ServiceError(problem, detail, close=has_body)
+
+
+async def require_client(request: Request) -> None:
+    """Refuse a request without a key where keys are set. Raises ServiceError UNAUTHORIZED."""
+    if _role(request) < Role.CLIENT:
+        detail = "Send a valid key, as Authorization: Bearer KEY or as X-API-Key: KEY."
+        raise _refusal(request, Problem.UNAUTHORIZED, detail)
+
+
+async def require_admin(request: Request) -> None:
+    """Refuse a request without an admin key. Raises ServiceError FORBIDDEN."""
+    if _role(request) < Role.ADMIN:
+        raise _refusal(request, Problem.FORBIDDEN, "Loading and unloading models takes an admin key.")
+
+
+async def _body(request: Request, settings: SettingsDep) -> bytes:
     try:
         body = await request.body()
     except ClientDisconnect as error:
         raise ServiceError(Problem.CLIENT_GONE, "The client closed the connection within the body.") from error
-    body = inflate(body, request.headers.get("content-encoding", ""), settings.max_body_bytes)
+    return inflate(body, request.headers.get("content-encoding", ""), settings.max_body_bytes)
+
+
+BodyDep = Annotated[bytes, Depends(_body)]
+
+
+async def _upload(request: Request, body: BodyDep) -> Upload:
     return parse(body, request.headers.get("content-type", ""))
 
 
 UploadDep = Annotated[Upload, Depends(_upload)]
 
 
-async def _classify_parameters(
-    request: Request, query: Annotated[ClassifyParameters, Query()], upload: UploadDep
-) -> ClassifyParameters:
+async def _batch_upload(request: Request, body: BodyDep, service: ServiceDep) -> BatchUpload:
+    return parse_batch(body, request.headers.get("content-type", ""), service.max_batch_images)
+
+
+BatchUploadDep = Annotated[BatchUpload, Depends(_batch_upload)]
+ClassifyQuery = Annotated[ClassifyParameters, Query()]
+
+
+async def _classify_parameters(request: Request, query: ClassifyQuery, upload: UploadDep) -> ClassifyParameters:
+    return _with_fields(request, query, upload.fields)
+
+
+async def _batch_parameters(request: Request, query: ClassifyQuery, upload: BatchUploadDep) -> ClassifyParameters:
+    return _with_fields(request, query, upload.fields)
+
+
+def _with_fields(request: Request, query: ClassifyParameters, fields: Mapping[str, str]) -> ClassifyParameters:
     """The query's parameters, and for those that it lacks the parts of the form."""
     names = ClassifyParameters.model_fields.keys() - request.query_params.keys()
-    parts = {name: value for name, value in upload.fields.items() if name in names}
+    parts = {name: value for name, value in fields.items() if name in names}
     if not parts:
         return query
     try:
@@ -78,6 +125,7 @@ async def _classify_parameters(
 
 
 ClassifyParametersDep = Annotated[ClassifyParameters, Depends(_classify_parameters)]
+BatchParametersDep = Annotated[ClassifyParameters, Depends(_batch_parameters)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,10 +7,38 @@ from typing import Any
 from app.api.schemas import ProblemAnswer
 from app.errors import Problem
 from app.problems import MEDIA_TYPE
+from app.tensors import InferRequest
 
 _REFERENCE = {"$ref": "#/components/schemas/ProblemAnswer"}
 
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
 _PICTURE = {"type": "string", "format": "binary"}
+BATCH_UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The pictures (JPEG, PNG or WebP), each a multipart part named `image`.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "array", "items": _PICTURE, "minItems": 1},
+                        "model": {"type": "string"},
+                        "version": {"type": "string"},
+                        "top_k": {"type": "integer", "minimum": 1},
+                    },
+                }
+            }
+        },
+    }
+}
+
+_INFER_SCHEMA = {"$ref": "#/components/schemas/InferRequest"}
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -33,6 +61,25 @@ UPLOAD: dict[str, Any] = {
                 kind: {"schema": _PICTURE}
                 for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
             },
+        },
+    }
+}
+
+INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A request of the Open Inference Protocol V2; with `Inference-Header-Content-Length`, that many "
+        "bytes of JSON and the tensor's bytes behind them. The input `image` is UINT8 [N, height, width, 3], or BYTES "
+        "[N] with encoded pictures (in JSON as base64).",
+        "content": {
+            "application/json": {
+                "schema": _INFER_SCHEMA,
+                "example": {
+                    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["/9j/4AAQSkZJRg..."]}],
+                    "outputs": [{"name": "logits", "parameters": {"classification": 3}}],
+                },
+            },
+            "application/octet-stream": {"schema": _PICTURE},
         },
     }
 }
@@ -63,10 +110,13 @@ def problems(*kinds: Problem) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def add_problem_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put the schema of problem answers where the references above point."""
-    definition = ProblemAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
-    components.update(definition.pop("$defs", {}))
-    components["ProblemAnswer"] = definition
+def add_schemas(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put the schemas of problem answers and inference requests where the references above point, and name the keys."""
+    schema["security"] = [{}, *({name: []} for name in _KEYS)]  # {}: a service without keys asks for none
+    schema.setdefault("components", {})["securitySchemes"] = _KEYS
+    components = schema["components"].setdefault("schemas", {})
+    for model in (ProblemAnswer, InferRequest):
+        definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(definition.pop("$defs", {}))
+        components[model.__name__] = definition
     return schema

@@ -37,11 +37,11 @@ class PredictionOut(Answer):
 class TimingMs(Answer):
     """Milliseconds by stage; `total` runs from the request's headers to the answer, reading the body included."""
 
-    decode: float
-    preprocess: float
-    queue: float
-    infer: float
-    postprocess: float
+    decode: float = 0.0
+    preprocess: float = 0.0
+    queue: float = 0.0
+    infer: float = 0.0
+    postprocess: float = 0.0
     total: float
 
 
@@ -88,6 +88,40 @@ class ClassifyParameters(Answer):
     """Version of the model; without it the latest answers."""
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
     """Number of classes in the answer; a model with fewer gives all it has."""
+
+
+class ItemProblem(Answer):
+    """Why one picture of a batch has no answer."""
+
+    type: str
+    """The same URN as in a problem+json answer."""
+    title: str
+    status: int
+    """The HTTP status that this picture alone would have got."""
+    detail: str
+
+
+class BatchItem(Answer):
+    """One picture of a batch: its classes, or its error."""
+
+    index: int
+    """Position of the picture in the request, from 0."""
+    image: ImageSize | None = None
+    predictions: list[PredictionOut] | None = None
+    error: ItemProblem | None = None
+
+
+class BatchTimingMs(TimingMs):
+    """Milliseconds by stage. Decoding and preprocessing are summed over the pictures, which are done side by side."""
+
+
+class ClassifyBatchAnswer(Answer):
+    """Classes of several pictures, in the order of the request."""
+
+    model: str
+    version: str
+    results: list[BatchItem]
+    timing_ms: BatchTimingMs
 
 
 class SizesOut(Answer):

@@ -40,7 +40,9 @@ async def index(service: ServiceDep, settings: SettingsDep) -> Index:
     """The routes of this service and the models that it serves."""
     links = {
         "classify": "/v1/classify",
+        "classify_batch": "/v1/classify/batch",
         "models": "/v1/models",
+        "open_inference_protocol": "/v2",
         "live": "/livez",
         "ready": "/readyz",
         "metrics": "/metrics",

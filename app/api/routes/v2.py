@@ -1,0 +1,311 @@
+"""The Open Inference Protocol V2, as the stock clients of Triton and KServe speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app import metrics
+from app.api.deps import BodyDep, LifecycleDep, ServiceDep, TraceDep, require_admin, while_connected
+from app.api.documentation import INFER, problems
+from app.api.routes import operations
+from app.api.schemas_v2 import (
+    BatchStats,
+    ConfigInput,
+    ConfigOutput,
+    DurationOut,
+    IndexEntry,
+    IndexRequest,
+    InferAnswer,
+    InferStats,
+    LoadRequest,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ModelStatsOut,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    StatsAnswer,
+    StringValue,
+    TensorMetadata,
+)
+from app.bodies import accepted_encoding, deflate
+from app.errors import Problem, ServiceError
+from app.repository import State, Version
+from app.service import Service
+from app.statistics import Duration
+from app.tensors import encode_answer, input_spec, output_specs, parse_call, parse_json
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
+PLATFORM = "signet"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+ENCODED_PICTURES = "The input also takes BYTES [N]: encoded JPEG, PNG or WebP pictures, resized as the model wants."
+COMPRESSED_FROM_BYTES = 1024
+"""Smaller answers go as they are: compressing them costs more than it saves."""
+
+
+async def _latest(name: str, service: ServiceDep, request: Request, trace: TraceDep) -> None:
+    _address(request, trace, service.repository.find(name))
+
+
+async def _exact(name: str, version: str, service: ServiceDep, request: Request, trace: TraceDep) -> None:
+    _address(request, trace, service.repository.find(name, version))
+
+
+def _address(request: Request, trace: TraceDep, version: Version) -> None:
+    trace.model, trace.version = version.name, str(version.version)
+    request.state.version = version
+
+
+async def _addressed(request: Request) -> Version:
+    version: Version = request.state.version
+    return version
+
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+VersionDep = Annotated[Version, Depends(_addressed)]
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+health = APIRouter(prefix="/v2/health", tags=["Open Inference Protocol"])
+"""What those ask who watch the service: it takes no key."""
+
+
+def of_model(method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
+    """Register a route under a model as well as under one of its versions."""
+
+    def register(endpoint: Endpoint) -> Endpoint:
+        for prefix, address in (("/models/{name}", _latest), ("/models/{name}/versions/{version}", _exact)):
+            router.add_api_route(prefix + path, endpoint, methods=[method], dependencies=[Depends(address)], **options)
+        return endpoint
+
+    return register
+
+
+@router.get("", summary="Describe the server", responses=problems())
+async def server_metadata() -> ServerMetadata:
+    """Name, version and the extensions that are implemented."""
+    return ServerMetadata(name="signet", version=metrics.program_version(), extensions=EXTENSIONS)
+
+
+@health.get("/live", summary="Is the server alive?")
+async def server_live() -> ServerLive:
+    """200 for as long as the process answers at all."""
+    return ServerLive()
+
+
+@health.get("/ready", summary="Can requests be answered?", responses=problems(Problem.NOT_READY))
+async def server_ready(service: ServiceDep, lifecycle: LifecycleDep) -> ServerReady:
+    """The same as /readyz."""
+    await operations.ready(service, lifecycle)
+    return ServerReady()
+
+
+@router.get("/models/stats", summary="Statistics of all models", responses=problems())
+async def all_statistics(service: ServiceDep) -> StatsAnswer:
+    """What every version has answered, by whatever route."""
+    return StatsAnswer(model_stats=[_stats(service, version) for version in service.repository])
+
+
+@router.post(
+    "/repository/index", summary="List the repository", responses=problems(Problem.BAD_JSON, Problem.BODY_TOO_LARGE)
+)
+async def repository_index(body: BodyDep, service: ServiceDep) -> list[IndexEntry]:
+    """Every version and whether it can be asked; an empty body will do."""
+    only_ready = parse_json(body, IndexRequest).ready if body else False
+    return [_entry(version) for version in service.repository if version.state is State.READY or not only_ready]
+
+
+def _entry(version: Version) -> IndexEntry:
+    ready = version.state is State.READY
+    return IndexEntry(
+        name=version.name,
+        version=str(version.version),
+        state="READY" if ready else "UNAVAILABLE",
+        reason="" if ready else version.error or version.state,
+    )
+
+
+@router.post(
+    "/repository/models/{name}/load",
+    summary="Load a model, or load it anew",
+    dependencies=[Depends(require_admin)],
+    responses=problems(
+        Problem.BAD_REQUEST,
+        Problem.BAD_JSON,
+        Problem.FORBIDDEN,
+        Problem.UNKNOWN_MODEL,
+        Problem.BODY_TOO_LARGE,
+        Problem.BAD_MODEL,
+    ),
+)
+async def load_model(name: str, body: BodyDep, service: ServiceDep) -> list[IndexEntry]:
+    """Read every version of a model from disk; together they take the place of what was loaded.
+
+    No request fails meanwhile. If any version cannot be loaded, nothing changes. Needs an admin key.
+    """
+    if body and parse_json(body, LoadRequest).parameters:
+        detail = (
+            "A model is loaded as it is in the repository; a configuration or files with the request are not taken."
+        )
+        raise ServiceError(Problem.BAD_REQUEST, detail)
+    await asyncio.to_thread(service.repository.load, name)
+    return [_entry(version) for version in service.repository.versions(name)]
+
+
+@router.post(
+    "/repository/models/{name}/unload",
+    summary="Unload a model",
+    dependencies=[Depends(require_admin)],
+    responses=problems(Problem.FORBIDDEN, Problem.UNKNOWN_MODEL),
+)
+async def unload_model(name: str, service: ServiceDep) -> list[IndexEntry]:
+    """Answer no further requests with a model until it is loaded again. Needs an admin key."""
+    await asyncio.to_thread(service.repository.unload, name)
+    return [_entry(version) for version in service.repository.versions(name)]
+
+
+@of_model("GET", "", summary="Describe a model", responses=problems(Problem.UNKNOWN_MODEL, Problem.MODEL_UNAVAILABLE))
+async def model_metadata(version: VersionDep, service: ServiceDep) -> ModelMetadata:
+    """The model's input and outputs."""
+    file = version.ready_session().file
+    return ModelMetadata(
+        name=version.name,
+        versions=[str(v.version) for v in service.repository.versions(version.name) if v.state is State.READY],
+        platform=PLATFORM,
+        inputs=[
+            TensorMetadata(name=spec.name, datatype=spec.datatype, shape=[-1, *spec.shape])
+            for spec in [input_spec(file.header.input)]
+        ],
+        outputs=[
+            TensorMetadata(name=spec.name, datatype=spec.datatype, shape=[-1, *spec.shape])
+            for spec in output_specs(file)
+        ],
+    )
+
+
+@of_model(
+    "GET",
+    "/ready",
+    summary="Can the model answer?",
+    responses=problems(Problem.UNKNOWN_MODEL, Problem.MODEL_UNAVAILABLE),
+)
+async def model_ready(version: VersionDep) -> ModelReady:
+    """200 while it can."""
+    version.ready_session()
+    return ModelReady(name=version.name)
+
+
+@of_model(
+    "GET",
+    "/config",
+    summary="A model's configuration",
+    responses=problems(Problem.UNKNOWN_MODEL, Problem.MODEL_UNAVAILABLE),
+)
+async def model_config(version: VersionDep, service: ServiceDep) -> ModelConfig:
+    """What clients of Triton read: the batch limit, and the layout of the input."""
+    file = version.ready_session().file
+    pixels = input_spec(file.header.input)
+    return ModelConfig(
+        name=version.name,
+        platform=PLATFORM,
+        backend=PLATFORM,
+        max_batch_size=service.max_batch_images,
+        input=[ConfigInput(name=pixels.name, data_type=f"TYPE_{pixels.datatype}", dims=list(pixels.shape))],
+        output=[
+            ConfigOutput(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=list(spec.shape))
+            for spec in output_specs(file)
+        ],
+        parameters={"encoded_pictures": StringValue(string_value=ENCODED_PICTURES)},
+    )
+
+
+@of_model("GET", "/stats", summary="A model's statistics", responses=problems(Problem.UNKNOWN_MODEL))
+async def model_statistics(version: VersionDep, service: ServiceDep, request: Request) -> StatsAnswer:
+    """What a version, or every version of a model, has answered, by whatever route."""
+    one = "version" in request.path_params
+    versions = [version] if one else service.repository.versions(version.name)
+    return StatsAnswer(model_stats=[_stats(service, entry) for entry in versions])
+
+
+@of_model(
+    "POST",
+    "/infer",
+    summary="Run a model",
+    response_model=InferAnswer,
+    openapi_extra=INFER,
+    responses=problems(
+        Problem.BAD_REQUEST,
+        Problem.EMPTY_BODY,
+        Problem.BAD_JSON,
+        Problem.BAD_TENSOR,
+        Problem.UNKNOWN_MODEL,
+        Problem.TIMEOUT,
+        Problem.BODY_TOO_LARGE,
+        Problem.BATCH_TOO_LARGE,
+        Problem.TOO_MANY_PIXELS,
+        Problem.NOT_AN_IMAGE,
+        Problem.UNSUPPORTED_ENCODING,
+        Problem.EMPTY_BATCH,
+        Problem.MISSING_IMAGE,
+        Problem.IMAGE_IS_URL,
+        Problem.BROKEN_IMAGE,
+        Problem.QUEUE_FULL,
+        Problem.MODEL_UNAVAILABLE,
+        Problem.DEADLINE,
+    ),
+)
+async def infer(request: Request, body: BodyDep, version: VersionDep, service: ServiceDep, trace: TraceDep) -> Response:
+    """All outputs of a batch of pixels (UINT8) or encoded pictures (BYTES), or their best classes.
+
+    Tensors may come and go as JSON or as binary data behind it.
+    """
+    session = version.ready_session()
+    call = parse_call(body, request.headers.get(HEADER_LENGTH), session.file, service.max_batch_images)
+    outputs = await while_connected(request, service.infer(call.images, version, session, trace))
+    encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
+    labels = session.file.header.labels
+
+    def encode() -> tuple[bytes, dict[str, str]]:
+        content, json_bytes = encode_answer(call, version.name, str(version.version), outputs, labels)
+        headers = {"Content-Type": "application/json"}
+        if json_bytes is not None:
+            headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(json_bytes)}
+        if encoding is not None and len(content) >= COMPRESSED_FROM_BYTES:
+            return deflate(content, encoding), {**headers, "Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+        return content, headers
+
+    if sum(values.size for values in outputs.values()) < COMPRESSED_FROM_BYTES:
+        content, headers = encode()
+    else:
+        (content, headers), _ = await service.scheduler.decoding.run(encode, math.inf)
+    return Response(content, headers=headers)
+
+
+def _stats(service: Service, version: Version) -> ModelStatsOut:
+    account = service.statistics.of(version.name, version.version)
+    outcomes: dict[str, Any] = {name: _out(duration) for name, duration in account.outcomes().items()}
+    return ModelStatsOut(
+        name=version.name,
+        version=str(version.version),
+        last_inference=account.last_inference_ms,
+        inference_count=account.images,
+        execution_count=account.runs,
+        inference_stats=InferStats(**outcomes),
+        batch_stats=[
+            BatchStats(
+                batch_size=size,
+                compute_input=_out(stages["compute_input"]),
+                compute_infer=_out(stages["compute_infer"]),
+            )
+            for size, stages in sorted(account.batches.items())
+        ],
+    )
+
+
+def _out(duration: Duration) -> DurationOut:
+    return DurationOut(count=duration.count, ns=duration.ns)

@@ -1,0 +1,96 @@
+"""What each version of a model has answered so far: the statistics of the Open Inference Protocol V2.
+
+All routes count, whatever their protocol. Touched only on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from app.trace import Trace
+
+_STAGES = {"queue": ("queue",), "compute_input": ("decode", "preprocess"), "compute_infer": ("infer",)}
+_OUTCOMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass
+class Duration:
+    """How often something happened, and the time it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.ns += round(seconds * 1e9)
+
+
+def _durations() -> defaultdict[str, Duration]:
+    return defaultdict(Duration)
+
+
+@dataclass
+class ModelStatistics:
+    """The account of one version of one model.
+
+    Attributes
+    ----------
+    last_inference_ms : milliseconds since 1970 of the last request; 0 before the first.
+    images : pictures answered.
+    durations : requests by outcome, and the stages of those that succeeded.
+    batches : runs of the network by number of pictures, with the same stages.
+    """
+
+    last_inference_ms: int = 0
+    images: int = 0
+    durations: defaultdict[str, Duration] = field(default_factory=_durations)
+    batches: dict[int, defaultdict[str, Duration]] = field(default_factory=dict)
+
+    @contextmanager
+    def request(self, trace: Trace) -> Iterator[None]:
+        """Count the request that the block serves, as failed if it raises."""
+        begun = time.monotonic()
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        try:
+            yield
+        except BaseException:
+            self.durations["fail"].add(time.monotonic() - begun)
+            raise
+        self.durations["success"].add(time.monotonic() - begun)
+        self._add_stages(self.durations, trace.stages)
+        self.durations["compute_output"].add(trace.stages.get("postprocess", 0.0))
+
+    def ran(self, images: int, trace: Trace) -> None:
+        """Count a run of the network over so many pictures."""
+        self.images += images
+        self._add_stages(self.batches.setdefault(images, _durations()), trace.stages)
+
+    @staticmethod
+    def _add_stages(durations: defaultdict[str, Duration], stages: Mapping[str, float]) -> None:
+        for name, parts in _STAGES.items():
+            durations[name].add(sum(stages.get(part, 0.0) for part in parts))
+
+    @property
+    def runs(self) -> int:
+        """Runs of the network, each over a batch."""
+        return sum(entry["compute_infer"].count for entry in self.batches.values())
+
+    def outcomes(self) -> dict[str, Duration]:
+        """Every duration of requests, those that never happened included."""
+        return {name: self.durations.get(name, Duration()) for name in _OUTCOMES}
+
+
+class Statistics:
+    """The accounts of all versions."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, int], ModelStatistics] = {}
+
+    def of(self, name: str, version: int) -> ModelStatistics:
+        """The account of a version that exists."""
+        return self._models.setdefault((name, version), ModelStatistics())
