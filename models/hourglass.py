@@ -21,23 +21,15 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.latent import (
-    BinaryConv2d,
-    LatentConfig,
-    RPReLU,
-    ScaleKind,
-    Sign,
-    SteKind,
-    assign_latents,
-    reconstruct_once,
-)
+from models.latent import assign_latents, reconstruct_once
 from models.pose import STRIDE
+from models.units import BinaryNetworkConfig, conv_unit, tail
 
 
-class HourglassConfig(BaseModel):
+class HourglassConfig(BinaryNetworkConfig):
     """A stacked hourglass in full.
 
     stacks : hourglasses one after the other.
@@ -46,12 +38,8 @@ class HourglassConfig(BaseModel):
         width / 4 (128, 64 and 64, whole words of 64 bits, at the published 256).
     input_size : height and width in pixels of the pictures; a multiple of 4 * 2^depth.
     keypoints : heatmaps of the head.
-    activation : after each binary convolution.
-    latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
-    real : build the real-valued twin; the binary settings are then without effect.
+    The other fields are those of every binary network, see `models.units`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Literal["hourglass"] = "hourglass"
     stacks: Annotated[int, Field(ge=1, le=16)] = 1
@@ -59,12 +47,6 @@ class HourglassConfig(BaseModel):
     width: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 256
     input_size: Annotated[int, Field(ge=8, le=4096)] = 256
     keypoints: Annotated[int, Field(ge=1, le=1000)] = 16
-    activation: Literal["none", "relu", "prelu", "rprelu"] = "prelu"
-    latent: LatentConfig = LatentConfig()
-    scale: ScaleKind = "channel"
-    weight_ste: SteKind = "clip"
-    activation_ste: SteKind = "clip"
-    real: bool = False
 
     @model_validator(mode="after")
     def _sizes_halve_evenly(self) -> HourglassConfig:
@@ -79,16 +61,12 @@ class HourglassConfig(BaseModel):
     @property
     def name(self) -> str:
         """A short name for tables and cards, such as `hourglass1-w256-holistic`."""
-        return f"hourglass{self.stacks}-w{self.width}-{'real' if self.real else self.latent.kind}"
+        return f"hourglass{self.stacks}-w{self.width}-{self.weights}"
 
     @property
     def heatmap_size(self) -> int:
         """Height and width of the heatmaps in cells."""
         return self.input_size // STRIDE
-
-    def real_twin(self) -> HourglassConfig:
-        """The configuration of the same network with real weights and activations."""
-        return self.model_copy(update={"real": True})
 
 
 class StackedHourglass(nn.Module):
@@ -107,7 +85,9 @@ class StackedHourglass(nn.Module):
             Block(width // 2, width, size, config),
         )
         self.stacks = nn.ModuleList(
-            nn.Sequential(Hourglass(config.depth, size, config), Block(width, width, size, config), *_tail(config))
+            nn.Sequential(
+                Hourglass(config.depth, size, config), Block(width, width, size, config), *tail(width, config)
+            )
             for _ in range(config.stacks)
         )
         self.heads = nn.ModuleList(nn.Conv2d(width, config.keypoints, 1) for _ in range(config.stacks))
@@ -165,9 +145,9 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, size: int, config: HourglassConfig) -> None:
         super().__init__()
         half, quarter = out_channels // 2, out_channels // 4
-        self.first = _conv_unit(in_channels, half, size, config)
-        self.second = _conv_unit(half, quarter, size, config)
-        self.third = _conv_unit(quarter, quarter, size, config)
+        self.first = conv_unit(in_channels, half, 3, 1, size, config)
+        self.second = conv_unit(half, quarter, 3, 1, size, config)
+        self.third = conv_unit(quarter, quarter, 3, 1, size, config)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
@@ -179,33 +159,3 @@ class Block(nn.Module):
         second = self.second(first)
         third = self.third(second)
         return torch.cat([first, second, third], 1) + self.shortcut(x)  # type: ignore[no-any-return]
-
-
-def _conv_unit(in_channels: int, out_channels: int, size: int, config: HourglassConfig) -> nn.Sequential:
-    """BN -> sign -> binary 3x3 convolution -> activation; BN -> ReLU -> convolution in the real twin."""
-    norm = nn.BatchNorm2d(in_channels)
-    if config.real:
-        return nn.Sequential(norm, nn.ReLU(), nn.Conv2d(in_channels, out_channels, 3, 1, 1, bias=False))
-    binary = BinaryConv2d(
-        in_channels,
-        out_channels,
-        3,
-        padding=1,
-        scale=config.scale,
-        ste=config.weight_ste,
-        output_size=(size, size),
-    )
-    return nn.Sequential(norm, Sign(config.activation_ste), binary, _activation(config.activation, out_channels))
-
-
-def _activation(kind: str, channels: int) -> nn.Module:
-    if kind == "relu":
-        return nn.ReLU()
-    if kind == "prelu":
-        return nn.PReLU(channels)
-    return RPReLU(channels) if kind == "rprelu" else nn.Identity()
-
-
-def _tail(config: HourglassConfig) -> tuple[nn.Module, nn.Module]:
-    """What stands between the residual stream and a head."""
-    return nn.BatchNorm2d(config.width), nn.ReLU() if config.real else nn.PReLU(config.width)

@@ -13,24 +13,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.latent import (
-    BinaryConv2d,
-    LatentConfig,
-    RPReLU,
-    ScaleKind,
-    Sign,
-    SteKind,
-    assign_latents,
-    reconstruct_once,
-)
+from models.latent import assign_latents, reconstruct_once
+from models.units import BinaryNetworkConfig, conv_unit, tail
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
-class ResNetConfig(BaseModel):
+class ResNetConfig(BinaryNetworkConfig):
     """A ResNet in full.
 
     depth : 18 or 34.
@@ -39,13 +31,11 @@ class ResNetConfig(BaseModel):
     input_size : height and width in pixels of the pictures that it is trained on; a multiple of the whole
         network's stride, 8 (`cifar`) or 32 (`imagenet`), so that shortcuts and convolutions agree on every size.
     width : multiplies the 64, 128, 256, 512 channels of the stages.
-    block, shortcut, activation : see the module's description; `shortcut` is that of blocks which change
-        shape: `real` (average pooling, 1x1 convolution, BN) or `binary` (BN, sign, strided binary 1x1).
-    latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
-    real : build the real-valued twin; the binary settings are then without effect.
+    block : see the module's description.
+    shortcut : that of blocks which change shape: `real` (average pooling, 1x1 convolution, BN) or `binary` (BN, sign,
+        strided binary 1x1).
+    The other fields are those of every binary network, see `models.units`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Literal["resnet"] = "resnet"
     depth: Literal[18, 34] = 18
@@ -55,12 +45,6 @@ class ResNetConfig(BaseModel):
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
     block: Literal["residual", "bireal"] = "bireal"
     shortcut: Literal["real", "binary"] = "real"
-    activation: Literal["none", "relu", "prelu", "rprelu"] = "prelu"
-    latent: LatentConfig = LatentConfig()
-    scale: ScaleKind = "channel"
-    weight_ste: SteKind = "clip"
-    activation_ste: SteKind = "clip"
-    real: bool = False
 
     @model_validator(mode="after")
     def _sizes_halve_evenly(self) -> ResNetConfig:
@@ -75,11 +59,7 @@ class ResNetConfig(BaseModel):
     def name(self) -> str:
         """A short name for tables and cards, such as `resnet18-w0.5-holistic`."""
         width = "" if self.width == 1 else f"-w{self.width:g}"
-        return f"resnet{self.depth}{width}-{'real' if self.real else self.latent.kind}"
-
-    def real_twin(self) -> ResNetConfig:
-        """The configuration of the same network with real weights and activations."""
-        return self.model_copy(update={"real": True})
+        return f"resnet{self.depth}{width}-{self.weights}"
 
 
 class ResNet(nn.Module):
@@ -108,7 +88,7 @@ class ResNet(nn.Module):
                 blocks.append(Block(channels, widths[stage], stride, size, config))
                 channels = widths[stage]
         self.blocks = nn.Sequential(*blocks)
-        self.tail = nn.Sequential(nn.BatchNorm2d(channels), _activation("relu" if config.real else "prelu", channels))
+        self.tail = tail(channels, config)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels, config.classes)
         self._initialise_real_layers()
@@ -133,8 +113,8 @@ class Block(nn.Module):
         self, in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig
     ) -> None:
         super().__init__()
-        self.first = _conv_unit(in_channels, out_channels, 3, stride, output_size, config)
-        self.second = _conv_unit(out_channels, out_channels, 3, 1, output_size, config)
+        self.first = conv_unit(in_channels, out_channels, 3, stride, output_size, config)
+        self.second = conv_unit(out_channels, out_channels, 3, 1, output_size, config)
         self.shortcut_each = config.block == "bireal"
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -149,40 +129,11 @@ class Block(nn.Module):
         return self.second(y) + shortcut  # type: ignore[no-any-return]
 
 
-def _conv_unit(
-    in_channels: int, out_channels: int, kernel: int, stride: int, output_size: int, config: ResNetConfig
-) -> nn.Sequential:
-    """BN -> sign -> binary convolution -> activation; BN -> ReLU -> convolution in the real twin."""
-    norm, padding = nn.BatchNorm2d(in_channels), kernel // 2
-    if config.real:
-        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
-        return nn.Sequential(norm, nn.ReLU(), conv)
-    binary = BinaryConv2d(
-        in_channels,
-        out_channels,
-        kernel,
-        stride,
-        padding,
-        scale=config.scale,
-        ste=config.weight_ste,
-        output_size=(output_size, output_size),
-    )
-    return nn.Sequential(norm, Sign(config.activation_ste), binary, _activation(config.activation, out_channels))
-
-
 def _shape_shortcut(
     in_channels: int, out_channels: int, stride: int, output_size: int, config: ResNetConfig
 ) -> nn.Sequential:
     if config.shortcut == "binary" and not config.real:
-        return _conv_unit(in_channels, out_channels, 1, stride, output_size, config)
+        return conv_unit(in_channels, out_channels, 1, stride, output_size, config)
     pool: nn.Module = nn.Identity() if stride == 1 else nn.AvgPool2d(stride)
     conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     return nn.Sequential(pool, conv, nn.BatchNorm2d(out_channels))
-
-
-def _activation(kind: str, channels: int) -> nn.Module:
-    if kind == "relu":
-        return nn.ReLU()
-    if kind == "prelu":
-        return nn.PReLU(channels)
-    return RPReLU(channels) if kind == "rprelu" else nn.Identity()

@@ -216,16 +216,12 @@ class _Lowering:
         assert isinstance(module, nn.Conv2d)
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             raise PackingError(f"{source}: a packed convolution pads with zeros and a number of pixels")
-        weight, bias = self._fold(node, module.weight, module.bias)
-        self._emit(
+        self._real(
             node,
-            g.Conv2d,
             source,
-            input=x,
-            weight=self._store(f"{source}.weight", weight.permute(0, 2, 3, 1)),
-            bias=None if bias is None else self._store(f"{source}.bias", bias),
-            out_channels=module.out_channels,
-            kernel=module.kernel_size,
+            x,
+            module.weight,
+            module.bias,
             stride=module.stride,
             padding=module.padding,
             dilation=module.dilation,
@@ -234,7 +230,12 @@ class _Lowering:
 
     def _linear(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
         assert isinstance(module, nn.Linear)
-        weight, bias = self._fold(node, module.weight[:, :, None, None], module.bias)
+        self._real(node, source, x, module.weight[:, :, None, None], module.bias)
+
+    def _real(
+        self, node: fx.Node, source: str, x: str, weight: Tensor, bias: Tensor | None, **convolution: Any
+    ) -> None:
+        weight, bias = self._fold(node, weight, bias)
         self._emit(
             node,
             g.Conv2d,
@@ -242,8 +243,9 @@ class _Lowering:
             input=x,
             weight=self._store(f"{source}.weight", weight.permute(0, 2, 3, 1)),
             bias=None if bias is None else self._store(f"{source}.bias", bias),
-            out_channels=module.out_features,
-            kernel=(1, 1),
+            out_channels=weight.shape[0],
+            kernel=tuple(weight.shape[2:]),
+            **convolution,
         )
 
     def _fold(self, node: fx.Node, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,77 @@
+"""What binary networks of every shape are built from: the convolution unit, its settings, its activation."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from models.latent import BinaryConv2d, LatentConfig, RPReLU, ScaleKind, Sign, SteKind
+
+ActivationKind = Literal["none", "relu", "prelu", "rprelu"]
+
+
+class BinaryNetworkConfig(BaseModel):
+    """The settings that all binary networks share.
+
+    activation : what follows each binary convolution.
+    latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
+    real : build the real-valued twin; the binary settings are then without effect.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    activation: ActivationKind = "prelu"
+    latent: LatentConfig = LatentConfig()
+    scale: ScaleKind = "channel"
+    weight_ste: SteKind = "clip"
+    activation_ste: SteKind = "clip"
+    real: bool = False
+
+    @property
+    def weights(self) -> str:
+        """The kind of its weights, for names: `real` or that of the latent."""
+        return "real" if self.real else self.latent.kind
+
+    def real_twin(self) -> Self:
+        """The configuration of the same network with real weights and activations."""
+        return self.model_copy(update={"real": True})
+
+
+def conv_unit(
+    in_channels: int, out_channels: int, kernel: int, stride: int, output_size: int, config: BinaryNetworkConfig
+) -> nn.Sequential:
+    """BN -> sign -> binary convolution -> activation; BN -> ReLU -> convolution in the real twin.
+
+    `output_size` is the height and width of the output in pixels.
+    """
+    norm, padding = nn.BatchNorm2d(in_channels), kernel // 2
+    if config.real:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        return nn.Sequential(norm, nn.ReLU(), conv)
+    binary = BinaryConv2d(
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        padding,
+        scale=config.scale,
+        ste=config.weight_ste,
+        output_size=(output_size, output_size),
+    )
+    return nn.Sequential(norm, Sign(config.activation_ste), binary, activation(config.activation, out_channels))
+
+
+def tail(channels: int, config: BinaryNetworkConfig) -> nn.Sequential:
+    """What stands between the residual stream and a real head: BN -> PReLU (ReLU in the real twin)."""
+    return nn.Sequential(nn.BatchNorm2d(channels), activation("relu" if config.real else "prelu", channels))
+
+
+def activation(kind: ActivationKind, channels: int) -> nn.Module:
+    """The module of an activation's name."""
+    if kind == "relu":
+        return nn.ReLU()
+    if kind == "prelu":
+        return nn.PReLU(channels)
+    return RPReLU(channels) if kind == "rprelu" else nn.Identity()
