@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from models.hourglass import HourglassConfig, StackedHourglass
 from models.latent import LatentConfig, Sign, TuckerLatent
@@ -13,8 +12,19 @@ from models.packing.pack import pack_network
 from models.packing.summary import totals
 from models.packing.trace import trace
 from models.xnor import Session, available_isas
+from tests.helpers.networks import (
+    MEAN,
+    STD,
+    check_equal,
+    make_exact,
+    make_neutral,
+    make_real_layers_exact,
+    normalised,
+    observe,
+    pictures,
+    vary,
+)
 
-MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 KEYPOINTS = Keypoints(names=["head", "left", "right"], skeleton=[(0, 1), (0, 2)], flip_pairs=[(1, 2)])
 
 VARIANTS = {
@@ -47,25 +57,10 @@ def network(**fields):
     torch.manual_seed(0)
     settings = {"width": 48, "depth": 2, "input_size": 32, "keypoints": 3, **fields}
     net = StackedHourglass(HourglassConfig(**settings)).eval()
-    generator = torch.Generator().manual_seed(1)
+    vary(net)
     with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.normal_(0.3, 1, generator=generator)
-                module.bias.normal_(generator=generator)
-                module.running_mean.normal_(generator=generator)
-                module.running_var.uniform_(0.5, 4, generator=generator)
-                module.weight[::9] = 0
-            elif isinstance(module, nn.PReLU):
-                module.weight.uniform_(-0.5, 1.5, generator=generator)
         for head in net.heads:
-            head.weight.normal_(generator=generator)
-            head.bias.normal_(generator=generator)
-        for name, parameter in net.named_parameters():
-            if name.endswith((".beta", ".gamma", ".shift_in", ".shift_out")):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-            if name.endswith(".alpha"):
-                parameter.mul_(torch.randn(parameter.shape, generator=generator))
+            head.weight.normal_(generator=torch.Generator().manual_seed(2))
     return net
 
 
@@ -81,45 +76,12 @@ def pack(net, path):
     )
 
 
-def pictures(n, size):
-    return np.random.default_rng(2).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-
-
-def normalised(images):
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-def make_exact(conv, norm=None):
-    """A real convolution that copies one input each, so that no order of summation can round differently."""
-    conv.weight.zero_()
-    middle = conv.kernel_size[0] // 2
-    for o in range(conv.out_channels):
-        conv.weight[o, o % conv.in_channels, middle, middle] = 2.0 ** (o % 3)
-    if conv.bias is not None:
-        conv.bias.zero_()
-    if norm is not None:
-        make_neutral(norm)
-
-
-def make_neutral(norm):
-    norm.weight.fill_(1)
-    norm.bias.zero_()
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1 - norm.eps)
-
-
-def make_real_layers_exact(net):
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Sequential):
-                for conv, norm in zip(list(module)[:-1], list(module)[1:], strict=True):
-                    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                        make_exact(conv, norm)
-        for stack in net.stacks:
-            make_neutral(stack[2])
-        for conv in (*net.heads, *net.features_back, *net.heatmaps_back):
-            make_exact(conv)
+def make_exact_throughout(net):
+    make_real_layers_exact(net)
+    for stack in net.stacks:
+        make_neutral(stack[2])
+    for conv in (*net.heads, *net.features_back, *net.heatmaps_back):
+        make_exact(conv)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -143,14 +105,10 @@ def exact(tmp_path_factory):
     def make(variant):
         if variant not in known:
             net = network(**VARIANTS[variant])
-            make_real_layers_exact(net)
+            make_exact_throughout(net)
             packed = pack(net, tmp_path_factory.mktemp("exact") / "m.safetensors")
-            seen = {}
-            for name, module in net.named_modules():
-                module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
             images = pictures(2, net.config.input_size)
-            with torch.no_grad():
-                heatmaps = net(normalised(images))
+            seen, heatmaps = observe(net, images)
             known[variant] = packed, images, seen, heatmaps, sum(isinstance(m, Sign) for m in net.modules())
         return known[variant]
 
@@ -164,18 +122,7 @@ def test_every_bit_and_every_activation_is_torchs(variant, fuse, isa, exact):
     packed, images, seen, heatmaps, expected_signs = exact(variant)
     kept = [op for op in packed.header.graph.ops if isinstance(op, Threshold | Prelu)]
     found = Session.load(packed.path, isa=isa, threads=2, keep=[op.output for op in kept], fuse=fuse).run(images)
-    signs = 0
-    for op in kept:
-        expected = seen[op.source].permute(0, 2, 3, 1).numpy()
-        value = found[op.output]
-        if isinstance(op, Threshold):
-            signs += 1
-            unpacked = np.unpackbits(value.view(np.uint8), axis=-1, bitorder="little")
-            assert not unpacked[..., expected.shape[-1] :].any(), op.source
-            np.testing.assert_array_equal(unpacked[..., : expected.shape[-1]], expected > 0, err_msg=op.source)
-        else:
-            np.testing.assert_array_equal(value, expected, err_msg=op.source)
-    assert signs == expected_signs
+    assert check_equal(kept, found, seen) == expected_signs
     np.testing.assert_array_equal(found["heatmaps"], heatmaps.permute(0, 2, 3, 1).numpy())
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from models.latent import LatentConfig, Sign
 from models.packing.file import InputSpec
@@ -11,32 +10,23 @@ from models.packing.graph import Conv2d, Prelu, Threshold
 from models.packing.pack import PackingError, pack_network
 from models.resnet import ResNet, ResNetConfig
 from models.xnor import Session, available_isas
-
-MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+from tests.helpers.networks import (
+    MEAN,
+    STD,
+    check_equal,
+    make_real_layers_exact,
+    normalised,
+    observe,
+    pictures,
+    vary,
+)
 
 
 def network(**fields):
     """A network whose batch norms, slopes and scales are as varied as training makes them."""
     torch.manual_seed(0)
     net = ResNet(ResNetConfig(**{"width": 0.25, "input_size": 32, **fields})).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.normal_(0.3, 1, generator=generator)
-                module.bias.normal_(generator=generator)
-                module.running_mean.normal_(generator=generator)
-                module.running_var.uniform_(0.5, 4, generator=generator)
-                module.weight[::9] = 0
-            elif isinstance(module, nn.PReLU):
-                module.weight.uniform_(-0.5, 1.5, generator=generator)
-            elif isinstance(module, nn.Linear):
-                module.bias.normal_(generator=generator)
-        for name, parameter in net.named_parameters():
-            if name.endswith((".beta", ".gamma", ".shift_in", ".shift_out")):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-            if name.endswith(".alpha"):
-                parameter.mul_(torch.randn(parameter.shape, generator=generator))
+    vary(net)
     return net
 
 
@@ -50,15 +40,6 @@ def pack(net, path, **options):
         input_spec=InputSpec(height=size, width=size, mean=MEAN, std=STD),
         labels=[str(i) for i in range(net.config.classes)],
     )
-
-
-def pictures(n, size):
-    return np.random.default_rng(2).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-
-
-def normalised(images):
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 VARIANTS = {
@@ -93,23 +74,6 @@ def test_logits_are_torchs(variant, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * scale, err_msg=isa)
 
 
-def make_real_layers_exact(net):
-    """Real convolutions that copy one input each, so that no order of summation can round differently."""
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Sequential):
-                for conv, norm in zip(list(module)[:-1], list(module)[1:], strict=True):
-                    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                        conv.weight.zero_()
-                        middle = conv.kernel_size[0] // 2
-                        for o in range(conv.out_channels):
-                            conv.weight[o, o % conv.in_channels, middle, middle] = 2.0 ** (o % 3)
-                        norm.weight.fill_(1)
-                        norm.bias.zero_()
-                        norm.running_mean.zero_()
-                        norm.running_var.fill_(1 - norm.eps)
-
-
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory):
     """By variant: the packed network, images, and what each module of torch's network gave for them."""
@@ -120,12 +84,8 @@ def exact(tmp_path_factory):
             net = network(**VARIANTS[variant])
             make_real_layers_exact(net)
             packed = pack(net, tmp_path_factory.mktemp("exact") / "m.safetensors")
-            seen = {}
-            for name, module in net.named_modules():
-                module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
             images = pictures(2, net.config.input_size)
-            with torch.no_grad():
-                net(normalised(images))
+            seen, _ = observe(net, images)
             known[variant] = packed, images, seen, sum(isinstance(m, Sign) for m in net.modules())
         return known[variant]
 
@@ -141,18 +101,7 @@ def test_every_bit_and_every_activation_is_torchs(variant, fuse, isa, exact):
         op for op in packed.header.graph.ops if isinstance(op, Threshold | Prelu) and not op.source.startswith("tail")
     ]
     found = Session.load(packed.path, isa=isa, threads=2, keep=[op.output for op in kept], fuse=fuse).run(images)
-    signs = 0
-    for op in kept:
-        expected = seen[op.source].permute(0, 2, 3, 1).numpy()
-        value = found[op.output]
-        if isinstance(op, Threshold):
-            signs += 1
-            unpacked = np.unpackbits(value.view(np.uint8), axis=-1, bitorder="little")
-            assert not unpacked[..., expected.shape[-1] :].any(), op.source
-            np.testing.assert_array_equal(unpacked[..., : expected.shape[-1]], expected > 0, err_msg=op.source)
-        else:
-            np.testing.assert_array_equal(value, expected, err_msg=op.source)
-    assert signs == expected_signs
+    assert check_equal(kept, found, seen) == expected_signs
 
 
 def test_batch_equals_single(tmp_path):
