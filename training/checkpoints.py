@@ -56,8 +56,12 @@ class Checkpoints(Callback):
         """Keep the metrics with the weights that they were measured on."""
         checkpoint["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals (possible in the main thread alone)."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals (possible in the main thread alone).
+
+        Not before: at the start of the run Lightning sets a SIGTERM handler of its own around any that it finds,
+        and would end the run, as if all were well, wherever it looks first.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self.receive)

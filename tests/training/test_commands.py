@@ -127,7 +127,7 @@ def test_a_signal_saves_and_the_run_goes_on_later(
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 128 + number, stderr
+    assert process.returncode == 128 + number, stdout + stderr
     assert f"stopped; saved {output / 'last.ckpt'}. To go on, repeat the command with --resume auto" in stderr
     assert "Traceback" not in stdout + stderr
     epoch = torch.load(output / "last.ckpt", weights_only=True)["epoch"]
@@ -146,6 +146,27 @@ def test_a_signal_saves_and_the_run_goes_on_later(
     )
     assert result.exit_code == 0, result.output
     assert len(read_epochs(output / EPOCHS_FILE)) == epoch + 2 >= rows
+
+
+def test_a_signal_during_validation_saves_after_it(cifar_batches: Path, recipe_file: Path, tmp_path: Path) -> None:
+    """Lightning has a SIGTERM handler of its own, which would end the validation, and the run with status 0."""
+    output = tmp_path / "run"
+    arguments = ["train", str(recipe_file), "-o", str(output), "--set", "training.validation_batch_size=5"]
+    script = f"""
+import os, signal, sys
+from training.checkpoints import Checkpoints
+from training.commands import main
+Checkpoints.on_validation_start = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["signet", *{arguments!r}]
+main()
+"""
+    environment = {**os.environ, "SIGNET_DATA": str(cifar_batches)}
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert found.returncode == 128 + signal.SIGTERM, found.stdout + found.stderr
+    assert f"stopped; saved {output / 'last.ckpt'}" in found.stderr
+    assert len(read_epochs(output / EPOCHS_FILE)) == 1
 
 
 def test_the_table_of_epochs_keeps_columns_that_come_later(tmp_path: Path) -> None:
