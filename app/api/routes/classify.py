@@ -31,29 +31,33 @@ from app.trace import Trace
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
+_UPLOAD_PROBLEMS = (
+    Problem.BAD_REQUEST,
+    Problem.EMPTY_BODY,
+    Problem.BAD_MULTIPART,
+    Problem.UNKNOWN_MODEL,
+    Problem.TIMEOUT,
+    Problem.BODY_TOO_LARGE,
+    Problem.UNSUPPORTED_ENCODING,
+    Problem.INVALID_PARAMETER,
+    Problem.WRONG_TASK,
+    Problem.QUEUE_FULL,
+    Problem.MODEL_UNAVAILABLE,
+    Problem.DEADLINE,
+)
+
 
 @router.post(
     "/classify",
     summary="Classify a picture",
     openapi_extra=UPLOAD,
     responses=problems(
-        Problem.BAD_REQUEST,
-        Problem.EMPTY_BODY,
-        Problem.BAD_MULTIPART,
-        Problem.UNKNOWN_MODEL,
-        Problem.TIMEOUT,
-        Problem.BODY_TOO_LARGE,
+        *_UPLOAD_PROBLEMS,
         Problem.TOO_MANY_PIXELS,
         Problem.NOT_AN_IMAGE,
-        Problem.UNSUPPORTED_ENCODING,
         Problem.MISSING_IMAGE,
         Problem.IMAGE_IS_URL,
         Problem.BROKEN_IMAGE,
-        Problem.INVALID_PARAMETER,
-        Problem.WRONG_TASK,
-        Problem.QUEUE_FULL,
-        Problem.MODEL_UNAVAILABLE,
-        Problem.DEADLINE,
     ),
 )
 async def classify(
@@ -81,20 +85,9 @@ async def classify(
     summary="Classify several pictures",
     openapi_extra=BATCH_UPLOAD,
     responses=problems(
-        Problem.BAD_REQUEST,
-        Problem.EMPTY_BODY,
-        Problem.BAD_MULTIPART,
-        Problem.UNKNOWN_MODEL,
-        Problem.TIMEOUT,
-        Problem.BODY_TOO_LARGE,
+        *_UPLOAD_PROBLEMS,
         Problem.BATCH_TOO_LARGE,
-        Problem.UNSUPPORTED_ENCODING,
         Problem.EMPTY_BATCH,
-        Problem.INVALID_PARAMETER,
-        Problem.WRONG_TASK,
-        Problem.QUEUE_FULL,
-        Problem.MODEL_UNAVAILABLE,
-        Problem.DEADLINE,
     ),
 )
 async def classify_batch(
