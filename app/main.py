@@ -15,7 +15,7 @@ from app import problems
 from app.api.deps import require_client
 from app.api.documentation import add_schemas
 from app.api.documentation import problems as documented
-from app.api.routes import classify, models, operations, v2
+from app.api.routes import classify, models, operations, page, v2
 from app.engine import available_cpus, loader
 from app.errors import Problem
 from app.keys import Keys, read_keys
@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Guard, settings=settings, lifecycle=lifecycle)
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
-    for router in (operations.router, v2.health):
+    for router in (page.router, operations.router, v2.health):
         app.include_router(router)
     for router in (classify.router, models.router, v2.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=documented(Problem.UNAUTHORIZED))

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
+    page: bool = True
+    """Whether / shows browsers a page to try the models; otherwise everybody gets the index as JSON."""
+
     docs: bool = True
     """Whether /docs and /openapi.json are served."""
 

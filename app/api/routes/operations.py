@@ -1,13 +1,13 @@
-"""Health, metrics and the index: what those who run the service look at."""
+"""Health and metrics: what those who run the service look at."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
 from app import metrics
-from app.api.deps import LifecycleDep, ServiceDep, SettingsDep
+from app.api.deps import LifecycleDep, ServiceDep
 from app.api.documentation import problems
-from app.api.schemas import Health, Index
+from app.api.schemas import Health
 from app.errors import Problem, ServiceError
 
 router = APIRouter(tags=["operations"])
@@ -33,20 +33,3 @@ async def ready(service: ServiceDep, lifecycle: LifecycleDep) -> Health:
 async def scrape(service: ServiceDep) -> Response:
     """Counters, histograms and gauges in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
-
-
-@router.get("/", summary="What is where")
-async def index(service: ServiceDep, settings: SettingsDep) -> Index:
-    """The routes of this service and the models that it serves."""
-    links = {
-        "classify": "/v1/classify",
-        "classify_batch": "/v1/classify/batch",
-        "models": "/v1/models",
-        "open_inference_protocol": "/v2",
-        "live": "/livez",
-        "ready": "/readyz",
-        "metrics": "/metrics",
-        **({"docs": "/docs", "openapi": "/openapi.json"} if settings.docs else {}),
-    }
-    names = service.repository.names
-    return Index(name="signet", version=metrics.program_version(), models=names, links=links)
