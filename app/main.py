@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
 
 from app import problems
 from app.api.deps import require_client
-from app.api.documentation import add_schemas
 from app.api.documentation import problems as documented
-from app.api.routes import classify, models, operations, page, v2
+from app.api.routes import classify, docs, models, operations, page, v2
 from app.engine import available_cpus, loader
 from app.errors import Problem
 from app.keys import Keys, read_keys
@@ -26,12 +22,6 @@ from app.repository import Repository
 from app.scheduler import Scheduler
 from app.service import Service
 from app.settings import Settings
-
-SWAGGER_CSP = (
-    "default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
-    "https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; connect-src 'self'; "
-    "frame-ancestors 'none'"
-)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -84,19 +74,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (classify.router, models.router, v2.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=documented(Problem.UNAUTHORIZED))
     if settings.docs:
-        _add_docs(app)
+        app.include_router(docs.router)
     return app
-
-
-def _add_docs(app: FastAPI) -> None:
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = add_schemas(app.openapi())
-        return app.openapi_schema
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        page = get_swagger_ui_html(openapi_url="/openapi.json", title="Signet")
-        page.headers["Content-Security-Policy"] = SWAGGER_CSP
-        return page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ FILES = StaticFiles(directory=Path(app.__file__ or "app/__init__.py").parent / "
 router = APIRouter(tags=["operations"])
 
 
-async def static(files: StaticFiles, name: str, request: Request) -> Response:
+async def static(files: StaticFiles, name: str, request: Request, headers: Mapping[str, str] = HEADERS) -> Response:
     """One file of a folder, or 304 where the client has it. Raises HTTPException 404."""
     response = await files.get_response(name, request.scope)
-    response.headers.update(HEADERS)
+    response.headers.update(headers)
     return response
 
 
