@@ -17,17 +17,18 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import Problem, ServiceError
 
 MAX_PARTS = 32
-MAX_FIELD_BYTES = 4096
+MAX_FIELD_BYTES = 64 << 10
 _REFUSED = re.compile(r"q\s*=\s*0(\.0*)?")
+_QUALITY = re.compile(r"\bq\s*=\s*([01](?:\.[0-9]{1,3})?)\s*(?:;|$)")
 _ZLIB_WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture's bytes, and the parameters that came as parts beside it."""
+    """A picture's bytes, and the parameters that came as parts beside it: each name's values in their order."""
 
     image: bytes
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class BatchUpload:
     """The bytes of several pictures, in the order of their parts, and the parameters beside them."""
 
     images: list[bytes]
-    fields: Mapping[str, str]
+    fields: Mapping[str, list[str]]
 
 
 @dataclass
@@ -76,6 +77,17 @@ def accepted_encoding(header: str) -> str | None:
     return None
 
 
+def prefers_png(header: str) -> bool:
+    """Whether an Accept header names image/png, and JSON no more than that."""
+    shares = {"image/png": 0.0, "application/json": 0.0}
+    for choice in header.lower().split(","):
+        kind, _, rest = choice.partition(";")
+        if kind.strip() in shares:
+            quality = _QUALITY.search(rest)
+            shares[kind.strip()] = float(quality[1]) if quality else 1.0
+    return 0 < shares["image/png"] >= shares["application/json"]
+
+
 def deflate(body: bytes, encoding: str) -> bytes:
     """Compress an answer for a Content-Encoding of gzip or deflate; quick rather than small."""
     stream = zlib.compressobj(1, wbits=_ZLIB_WINDOW[encoding])
@@ -85,7 +97,7 @@ def deflate(body: bytes, encoding: str) -> bytes:
 def parse(body: bytes, content_type: str) -> Upload:
     """Find the picture in a body.
 
-    Raises ServiceError EMPTY_BODY, BAD_MULTIPART or MISSING_IMAGE.
+    Raises ServiceError EMPTY_BODY, BAD_MULTIPART, MISSING_IMAGE or INVALID_PARAMETER.
     """
     if not body:
         raise ServiceError(Problem.EMPTY_BODY, "Send a picture: as the body, or as the multipart part 'image'.")
@@ -104,7 +116,7 @@ def parse(body: bytes, content_type: str) -> Upload:
 def parse_batch(body: bytes, content_type: str, max_images: int) -> BatchUpload:
     """Find the pictures in a body: every part `image` of multipart/form-data.
 
-    Raises ServiceError EMPTY_BODY, BAD_MULTIPART, EMPTY_BATCH or BATCH_TOO_LARGE.
+    Raises ServiceError EMPTY_BODY, BAD_MULTIPART, EMPTY_BATCH, BATCH_TOO_LARGE or INVALID_PARAMETER.
     """
     media_type, options = parse_options_header(content_type)
     if not body:
@@ -120,9 +132,17 @@ def parse_batch(body: bytes, content_type: str, max_images: int) -> BatchUpload:
     return BatchUpload(images, fields)
 
 
-def _images_and_fields(parts: list[_Part]) -> tuple[list[bytes], dict[str, str]]:
-    images = [bytes(part.data) for part in parts if part.name == b"image"]
-    fields = {_text(part.name): _text(part.data[:MAX_FIELD_BYTES]) for part in parts if part.name != b"image"}
+def _images_and_fields(parts: list[_Part]) -> tuple[list[bytes], dict[str, list[str]]]:
+    images: list[bytes] = []
+    fields: dict[str, list[str]] = {}
+    for part in parts:
+        if part.name == b"image":
+            images.append(bytes(part.data))
+            continue
+        name = _text(part.name)
+        if len(part.data) > MAX_FIELD_BYTES:
+            raise ServiceError(Problem.INVALID_PARAMETER, f"{name[:80]}: is longer than {MAX_FIELD_BYTES} bytes.")
+        fields.setdefault(name, []).append(_text(part.data))
     return images, fields
 
 

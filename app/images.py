@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -67,6 +68,11 @@ class Picture:
     width: int
     height: int
 
+    @property
+    def reduced(self) -> int:
+        """Pixels of the original, each way, that one pixel of `image` stands for: 1, 2, 4 or 8."""
+        return round(max(self.width, self.height) / max(self.image.size))
+
 
 def sniff(data: bytes) -> str:
     """The format by the first bytes: `JPEG`, `PNG` or `WEBP`.
@@ -88,11 +94,12 @@ def sniff(data: bytes) -> str:
     )
 
 
-def decode(data: bytes, *, max_pixels: int, needed_px: int | None = None) -> Picture:
+def decode(data: bytes, *, max_pixels: int, needed_px: int | Callable[[int, int], int] | None = None) -> Picture:
     """Decode a picture of at most `max_pixels` to upright RGB.
 
-    `needed_px` is the longer side that the picture will be resized to: a JPEG more than twice as large is decoded at a
-    half, quarter or eighth of its size, which costs a fraction. A baseline JPEG may therefore have
+    `needed_px` is the longer side that the picture will be resized to, or a function that finds it from the picture's
+    size (which may come turned by 90 degrees): a JPEG more than twice as large is decoded at a half, quarter or eighth
+    of its size, which costs a fraction. A baseline JPEG may therefore have
     `STREAMED_FACTOR` times `max_pixels`, as long as what is decoded has no more than `max_pixels`.
     Raises ServiceError NOT_AN_IMAGE, IMAGE_IS_URL, MISSING_IMAGE, TOO_MANY_PIXELS or BROKEN_IMAGE.
     """
@@ -109,7 +116,7 @@ def decode(data: bytes, *, max_pixels: int, needed_px: int | None = None) -> Pic
         raise ServiceError(Problem.BROKEN_IMAGE, f"The {kind} data is damaged or incomplete.") from error
 
 
-def _decode(data: bytes, kind: str, max_pixels: int, needed_px: int | None) -> Picture:
+def _decode(data: bytes, kind: str, max_pixels: int, needed_px: int | Callable[[int, int], int] | None) -> Picture:
     container = inspect(data, kind)
     width, height = container.width, container.height
     _check_pixels(width, height, max_pixels * (STREAMED_FACTOR if container.streamed else 1))
@@ -118,7 +125,8 @@ def _decode(data: bytes, kind: str, max_pixels: int, needed_px: int | None) -> P
             raise ServiceError(Problem.BROKEN_IMAGE, f"The {kind} data gives more than one size.")
         if kind == "JPEG" and needed_px is not None:
             # Both sides stay at least twice as large as what they are resized to.
-            image.draft(None, (2 * needed_px, 2 * needed_px))
+            side = needed_px if isinstance(needed_px, int) else needed_px(width, height)
+            image.draft(None, (2 * side, 2 * side))
         _check_pixels(image.width, image.height, max_pixels)
         image.load()
         upright = _to_rgb(image)
@@ -194,7 +202,6 @@ def _crop_box(image: Image.Image, spec: InputSpec) -> tuple[float, float, float,
 def _letterbox(image: Image.Image, spec: InputSpec, interpolation: Image.Resampling) -> Image.Image:
     scale = min(spec.width / image.width, spec.height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    red, green, blue = (round(channel * 255) for channel in spec.mean)
-    canvas = Image.new("RGB", (spec.width, spec.height), (red, green, blue))
+    canvas = Image.new("RGB", (spec.width, spec.height), spec.mean_colour)
     canvas.paste(image.resize(size, interpolation), ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
     return canvas

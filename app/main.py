@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from app import problems
 from app.api.deps import require_client
 from app.api.documentation import problems as documented
-from app.api.routes import classify, docs, models, operations, page, v2
+from app.api.routes import classify, docs, models, operations, page, pose, v2
 from app.engine import available_cpus, loader
 from app.errors import Problem
 from app.keys import Keys, read_keys
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
     for router in (page.router, operations.router, v2.health):
         app.include_router(router)
-    for router in (classify.router, models.router, v2.router):
+    for router in (classify.router, pose.router, models.router, v2.router):
         app.include_router(router, dependencies=[Depends(require_client)], responses=documented(Problem.UNAUTHORIZED))
     if settings.docs:
         app.include_router(docs.router)

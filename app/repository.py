@@ -74,6 +74,7 @@ class Version:
     ----------
     path : the packed file.
     session : the engine session, while `state` is READY.
+    task : what it does; None until it was loaded, kept when it is unloaded.
     error : why it cannot serve, while `state` is FAILED; names no folder, as clients may read it.
     load_s : seconds that loading and warming took.
     """
@@ -83,6 +84,7 @@ class Version:
     path: Path
     state: State = State.FOUND
     session: Session | None = None
+    task: str | None = None
     error: str | None = None
     load_s: float = 0.0
 
@@ -146,7 +148,9 @@ class Repository:
     def unload(self, name: str) -> None:
         """Answer no further requests with a model; those in progress are. Raises ServiceError UNKNOWN_MODEL."""
         with self._changing:
-            gone = {v.version: Version(name, v.version, v.path, State.UNLOADED) for v in self.versions(name)}
+            gone = {
+                v.version: Version(name, v.version, v.path, State.UNLOADED, task=v.task) for v in self.versions(name)
+            }
             self._models = {**self._models, name: gone}
         logger.info("model unloaded", extra={"model": name})
 
@@ -159,7 +163,8 @@ class Repository:
         except (PackedFileError, OSError, ValueError, RuntimeError, MemoryError) as error:
             version.fail(_reason(error, version.path))
             return
-        version.session, version.state, version.load_s = session, State.READY, time.monotonic() - begun
+        version.session, version.task = session, session.file.header.task
+        version.state, version.load_s = State.READY, time.monotonic() - begun
         logger.info(
             "model ready",
             extra={
@@ -177,6 +182,21 @@ class Repository:
             return self._default
         return next((version.name for version in self if version.state is State.READY), None)
 
+    def default_for(self, task: str) -> str:
+        """The model that answers requests of a task where none is named: the default, or the first ready one.
+
+        Raises ServiceError UNKNOWN_MODEL if no model does that, or MODEL_UNAVAILABLE if none is ready at all.
+        """
+        name = self.default
+        if name is None:
+            raise _nothing_ready()
+        if self.find(name).task in (task, None):
+            return name
+        first = next((v.name for v in self if v.state is State.READY and v.task == task), None)
+        if first is None:
+            raise ServiceError(Problem.UNKNOWN_MODEL, f"No model for {task} is loaded.")
+        return first
+
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, lowest first. Raises ServiceError UNKNOWN_MODEL."""
         found = self._models.get(name)
@@ -191,7 +211,7 @@ class Repository:
         """
         name = self.default if name is None else name
         if name is None:
-            raise ServiceError(Problem.MODEL_UNAVAILABLE, "No model is ready.", retry_after_s=30)
+            raise _nothing_ready()
         versions = self.versions(name)
         if version is None:
             return next((v for v in reversed(versions) if v.state is State.READY), versions[-1])
@@ -207,6 +227,10 @@ class Repository:
             return self.find().state is State.READY
         except ServiceError:
             return False
+
+
+def _nothing_ready() -> ServiceError:
+    return ServiceError(Problem.MODEL_UNAVAILABLE, "No model is ready.", retry_after_s=30)
 
 
 def scan(roots: Sequence[Path]) -> dict[str, Path]:

@@ -8,10 +8,12 @@ run as one batch, by one session.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from app.errors import Problem, ServiceError
 from app.images import decode, longest_side_px, prepare
 from app.metrics import Metrics
+from app.poses import Box, Poses, PreparedPeople, finish, prepare_people, session_keypoints, with_mirrored
 from app.repository import Repository, Session, Version
 from app.scheduler import Scheduler
 from app.statistics import Statistics
@@ -47,6 +50,9 @@ class Prepared:
     height: int
     decode_s: float
     preprocess_s: float
+
+
+P = TypeVar("P", Prepared, PreparedPeople)
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,94 @@ class Service:
                     for p in prepared
                 ]
 
+    async def pose(
+        self,
+        data: bytes,
+        boxes: Sequence[Box],
+        version: Version,
+        trace: Trace,
+        *,
+        flip: bool = True,
+        drawn: bool = False,
+    ) -> Poses:
+        """Find the keypoints of one encoded picture's people. Raises ServiceError for whatever prevents it."""
+        self._check_people(max(1, len(boxes)))
+        session = version.ready_session()
+        session_keypoints(session)
+        statistics = self.statistics.of(version.name, version.version)
+        with statistics.request(trace), self.scheduler.admit(max(1, len(boxes))) as deadline:
+            (found,) = await self._poses([data], [boxes], version, session, deadline, trace, flip=flip, drawn=drawn)
+            if isinstance(found, ServiceError):
+                raise found
+        return found
+
+    async def pose_batch(
+        self,
+        pictures: Sequence[bytes],
+        boxes: Sequence[Sequence[Box]],
+        version: Version,
+        trace: Trace,
+        *,
+        flip: bool = True,
+    ) -> list[Poses | ServiceError]:
+        """Find the keypoints of several encoded pictures' people; a bad picture is answered by its error.
+
+        Raises ServiceError for what keeps all of them from being answered.
+        """
+        people = sum(max(1, len(each)) for each in boxes)
+        self._check_people(people)
+        session = version.ready_session()
+        session_keypoints(session)
+        statistics = self.statistics.of(version.name, version.version)
+        with statistics.request(trace), self.scheduler.admit(people) as deadline:
+            return await self._poses(pictures, boxes, version, session, deadline, trace, flip=flip, drawn=False)
+
+    def _check_people(self, people: int) -> None:
+        if people > self.max_batch_images:
+            raise ServiceError(
+                Problem.BATCH_TOO_LARGE, f"There are {people} people; a request may have {self.max_batch_images}."
+            )
+
+    async def _poses(
+        self,
+        pictures: Sequence[bytes],
+        boxes: Sequence[Sequence[Box]],
+        version: Version,
+        session: Session,
+        deadline: float,
+        trace: Trace,
+        *,
+        flip: bool,
+        drawn: bool,
+    ) -> list[Poses | ServiceError]:
+        spec, keypoints = session.file.header.input, session_keypoints(session)
+        prepared = await self._side_by_side(
+            [
+                partial(prepare_people, data, each, spec, self.max_pixels, drawn=drawn)
+                for data, each in zip(pictures, boxes, strict=True)
+            ],
+            deadline,
+            trace,
+        )
+        good = [people for people in prepared if isinstance(people, PreparedPeople)]
+        if not good:
+            return [entry for entry in prepared if isinstance(entry, ServiceError)]
+        crops = [with_mirrored(people.pixels) if flip else people.pixels for people in good]
+        people_count = sum(len(people.pixels) for people in good)
+        outputs = await self._run(np.concatenate(crops), version, session, deadline, trace, images=people_count)
+        cuts = np.cumsum([len(each) for each in crops])[:-1]
+        heatmaps = iter(np.split(outputs["heatmaps"], cuts))
+
+        def read() -> list[Poses | ServiceError]:
+            return [
+                finish(entry, next(heatmaps), keypoints, spec.height) if isinstance(entry, PreparedPeople) else entry
+                for entry in prepared
+            ]
+
+        with trace.stage("postprocess"):
+            found, _ = await self.scheduler.decoding.run(read, math.inf)
+        return found
+
     async def infer(
         self, images: NDArray[np.uint8] | Sequence[bytes], version: Version, session: Session, trace: Trace
     ) -> Mapping[str, NDArray[Any]]:
@@ -162,36 +256,51 @@ class Service:
     async def _prepare(
         self, pictures: Sequence[bytes], session: Session, deadline: float, trace: Trace
     ) -> list[Prepared | ServiceError]:
-        """Decode pictures side by side: what became of each, a bad one being its error."""
+        """Decode pictures and fit each to the network's input."""
         spec = session.file.header.input
+        work = [partial(prepare_bytes, data, spec, self.max_pixels) for data in pictures]
+        return await self._side_by_side(work, deadline, trace)
 
-        async def one(data: bytes) -> tuple[Prepared | ServiceError, float]:
+    async def _side_by_side(
+        self, work: Sequence[Callable[[], P]], deadline: float, trace: Trace
+    ) -> list[P | ServiceError]:
+        """Prepare pictures side by side: what became of each, a bad one being its error."""
+
+        async def one(prepare: Callable[[], P]) -> tuple[P | ServiceError, float]:
             try:
-                return await self.scheduler.decoding.run(lambda: prepare_bytes(data, spec, self.max_pixels), deadline)
+                return await self.scheduler.decoding.run(prepare, deadline)
             except ServiceError as error:
                 if error.problem is Problem.DEADLINE:
                     raise
                 return error, 0.0
 
-        found = await asyncio.gather(*(one(data) for data in pictures))
+        found = await asyncio.gather(*(one(prepare) for prepare in work))
         for prepared, _ in found:
-            if isinstance(prepared, Prepared):
+            if not isinstance(prepared, ServiceError):
                 trace.add("decode", prepared.decode_s)
                 trace.add("preprocess", prepared.preprocess_s)
         trace.add("queue", max(waited for _, waited in found))
         return [prepared for prepared, _ in found]
 
     async def _run(
-        self, images: NDArray[np.uint8], version: Version, session: Session, deadline: float, trace: Trace
+        self,
+        pixels: NDArray[np.uint8],
+        version: Version,
+        session: Session,
+        deadline: float,
+        trace: Trace,
+        *,
+        images: int | None = None,
     ) -> Mapping[str, NDArray[Any]]:
-        """Run the network over a batch in one call."""
+        """Run the network over a batch in one call; it counts as `images` pictures where they are not its length."""
+        images = len(pixels) if images is None else images
         begun = time.monotonic()
-        outputs, waited = await self.scheduler.inference.run(lambda: session.run(images), deadline)
+        outputs, waited = await self.scheduler.inference.run(lambda: session.run(pixels), deadline)
         trace.add("queue", waited)
         trace.add("infer", time.monotonic() - begun - waited)
-        self.statistics.of(version.name, version.version).ran(len(images), trace)
-        self.metrics.images.labels(version.name).inc(len(images))
-        self.metrics.batch_images.observe(len(images))
+        self.statistics.of(version.name, version.version).ran(images, trace)
+        self.metrics.images.labels(version.name).inc(images)
+        self.metrics.batch_images.observe(images)
         return outputs
 
 

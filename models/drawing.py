@@ -16,7 +16,10 @@ OUTLINE = (16, 16, 16)
 SUPERSAMPLING = 3
 WIDTH_SHARE = 1 / 60
 """Width of a limb in terms of the person's extent."""
+BAND_PX = 128
 FAINTEST = 0.2
+OPAQUE_FROM = 0.4
+"""Scores are heights of heatmaps' peaks; those of joints that are found for sure begin about here."""
 
 
 def draw_people(
@@ -32,8 +35,8 @@ def draw_people(
     Parameters
     ----------
     points : [N, K, 2], (x, y) in the picture's pixels.
-    scores : [N, K] within 0 and 1: how opaque a keypoint is. Below `threshold` it is left out; a limb is as opaque
-        as the fainter of its ends.
+    scores : [N, K] within 0 and 1: the lower the fainter. Below `threshold` a keypoint is left out; a limb is as
+        opaque as the fainter of its ends.
     """
     result = picture.convert("RGB")
     for person, score in zip(np.asarray(points, float), np.asarray(scores, float), strict=True):
@@ -49,20 +52,35 @@ def _draw_person(
         return
     extent = float(np.ptp(points[shown], axis=0).max()) if shown.sum() > 1 else min(picture.size) / 4
     width = min(max(extent * WIDTH_SHARE, 1.0), max(picture.size) / 20)
-    # Drawn larger on a layer of the person's own, which is then shrunk: Pillow's lines have no smooth edges.
+    # Drawn larger on a layer of the person's own, which is then shrunk: Pillow's lines have no smooth edges. A band of
+    # rows at a time, so that a large picture takes no large layer.
     margin = 4 * width + 2
     low_corner = np.maximum(np.floor(points[shown].min(axis=0) - margin), 0).astype(int)
     high_corner = np.minimum(np.ceil(points[shown].max(axis=0) + margin), picture.size).astype(int)
     if (high_corner <= low_corner).any():
         return
-    size = high_corner - low_corner
-    zoom = SUPERSAMPLING if size.max() * SUPERSAMPLING <= 6000 else 1
-    layer = Image.new("RGBA", (int(size[0]) * zoom, int(size[1]) * zoom), (*OUTLINE, 0))
-    draw = ImageDraw.Draw(layer)
-    spots = (points + 0.5 - low_corner) * zoom
+    left, right = int(low_corner[0]), int(high_corner[0])
+    for top in range(int(low_corner[1]), int(high_corner[1]), BAND_PX):
+        bottom = min(top + BAND_PX, int(high_corner[1]))
+        layer = Image.new("RGBA", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING), (*OUTLINE, 0))
+        spots = (points + 0.5 - (left, top)) * SUPERSAMPLING
+        _draw_shapes(ImageDraw.Draw(layer), spots, scores, shown, keypoints, width)
+        layer = layer.resize((right - left, bottom - top), Image.Resampling.BOX)
+        picture.paste(layer, (left, top), layer)
+
+
+def _draw_shapes(
+    draw: ImageDraw.ImageDraw,
+    spots: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    shown: NDArray[np.bool_],
+    keypoints: Keypoints,
+    width: float,
+) -> None:
+    """Limbs and joints at `spots` [K, 2] of the enlarged layer: first everything's dark outline, then the colours."""
     colours = [COLOURS[side_of(name)] for name in keypoints.names]
     for outline in (True, False):
-        grown = (width + (width * 0.5 + 1 if outline else 0)) * zoom
+        grown = (width + (width * 0.5 + 1 if outline else 0)) * SUPERSAMPLING
         for a, b in keypoints.skeleton:
             if shown[a] and shown[b]:
                 colour = OUTLINE if outline else _limb_colour(keypoints.names, (a, b))
@@ -73,8 +91,6 @@ def _draw_person(
             x, y = spots[k].tolist()
             colour = OUTLINE if outline else colours[k]
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), (*colour, _alpha(scores[k])))
-    layer = layer.resize((int(size[0]), int(size[1])), Image.Resampling.BOX)
-    picture.paste(layer, (int(low_corner[0]), int(low_corner[1])), layer)
 
 
 def side_of(name: str) -> str:
@@ -90,4 +106,5 @@ def _limb_colour(names: Sequence[str], limb: tuple[int, int]) -> tuple[int, int,
 
 
 def _alpha(score: float) -> int:
-    return round(255 * (FAINTEST + (1 - FAINTEST) * min(max(float(score), 0.0), 1.0)))
+    """How opaque: `FAINTEST` at a score of 0, rising to 255 at `OPAQUE_FROM`."""
+    return round(255 * (FAINTEST + (1 - FAINTEST) * min(max(float(score) / OPAQUE_FROM, 0.0), 1.0)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,8 @@ COCO = _skeleton(
     ],
 )
 """COCO: 17 keypoints."""
+COCO_PERSON = 1
+"""COCO's category of people."""
 
 
 def flip_order(keypoints: Keypoints) -> NDArray[np.int64]:
@@ -122,6 +125,10 @@ class Square:
         """Around the box `x, y, width, height`, `padding` times its longer side."""
         x, y, width, height = box
         return cls.around((x + width / 2, y + height / 2), max(width, height) * padding)
+
+    def shrunk(self, factor: float) -> Square:
+        """The same square of a picture that is `factor` times smaller each way."""
+        return Square(self.left / factor, self.top / factor, self.side / factor)
 
     def to_crop(self, points: Floats, size: int) -> NDArray[np.float64]:
         """Points [..., 2] of the picture in pixels of the crop of `size` x `size` pixels."""
@@ -165,12 +172,13 @@ def crop(picture: Image.Image, square: Square, size: int, fill: tuple[int, int, 
     return result
 
 
-def decode(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def decode(heatmaps: NDArray[np.float32], stride: float = STRIDE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Read keypoints off heatmaps: the highest cell, moved a quarter towards its higher neighbour each way.
 
     Parameters
     ----------
     heatmaps : float [N, h, w, K].
+    stride : pixels of the network's input that one cell spans.
 
     Returns
     -------
@@ -189,7 +197,7 @@ def decode(heatmaps: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[
     shift_x = np.where((x > 0) & (x < width - 1), np.sign(right - left), 0) / 4
     shift_y = np.where((y > 0) & (y < height - 1), np.sign(below - above), 0) / 4
     cells = np.stack([x + shift_x, y + shift_y], axis=-1)
-    points: NDArray[np.float64] = (cells + 0.5) * STRIDE - 0.5
+    points: NDArray[np.float64] = (cells + 0.5) * stride - 0.5
     return points, np.clip(score.astype(np.float64), 0, 1)
 
 
@@ -199,3 +207,20 @@ def merge_flipped(
     """Mean of the heatmaps [N, h, w, K] of pictures and of their mirror images, turned back."""
     back = mirrored[:, :, ::-1][..., flip_order(keypoints)]
     return np.asarray((heatmaps + back) / 2, np.float32)
+
+
+def coco_result(image_id: int, points: Floats, scores: Floats) -> dict[str, Any]:
+    """One person in COCO's result format; its score is the mean of its keypoints' scores.
+
+    Parameters
+    ----------
+    points : [K, 2], (x, y) in the picture's pixels.
+    scores : [K].
+    """
+    flat = np.concatenate([points, np.ones((len(points), 1))], axis=1).round(3)
+    return {
+        "image_id": image_id,
+        "category_id": COCO_PERSON,
+        "keypoints": flat.ravel().tolist(),
+        "score": float(np.mean(scores)),
+    }

@@ -15,11 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.schemas import ClassifyParameters
+from app.api.schemas import ClassifyParameters, ModelChoice, PoseBatchParameters, PoseParameters
 from app.bodies import BatchUpload, Upload, inflate, parse, parse_batch
 from app.errors import Problem, ServiceError
 from app.keys import Keys, Role
 from app.lifecycle import Lifecycle
+from app.repository import Version
 from app.service import Service
 from app.settings import Settings
 from app.trace import Trace, trace_of
@@ -101,31 +102,61 @@ async def _batch_upload(request: Request, body: BodyDep, service: ServiceDep) ->
 
 
 BatchUploadDep = Annotated[BatchUpload, Depends(_batch_upload)]
-ClassifyQuery = Annotated[ClassifyParameters, Query()]
+Parameters = TypeVar("Parameters", bound=ModelChoice)
 
 
-async def _classify_parameters(request: Request, query: ClassifyQuery, upload: UploadDep) -> ClassifyParameters:
-    return _with_fields(request, query, upload.fields)
-
-
-async def _batch_parameters(request: Request, query: ClassifyQuery, upload: BatchUploadDep) -> ClassifyParameters:
-    return _with_fields(request, query, upload.fields)
-
-
-def _with_fields(request: Request, query: ClassifyParameters, fields: Mapping[str, str]) -> ClassifyParameters:
-    """The query's parameters, and for those that it lacks the parts of the form."""
-    names = ClassifyParameters.model_fields.keys() - request.query_params.keys()
-    parts = {name: value for name, value in fields.items() if name in names}
+def _with_fields(request: Request, query: Parameters, fields: Mapping[str, list[str]]) -> Parameters:
+    """The query's parameters, and for those that it lacks the parts of the form; of a repeated part the last counts."""
+    kind = type(query)
+    parts: dict[str, object] = {}
+    for name in kind.model_fields.keys() - request.query_params.keys():
+        values = fields.get(name)
+        if values:
+            parts[name] = values if isinstance(getattr(query, name), list) else values[-1]
     if not parts:
         return query
     try:
-        return ClassifyParameters.model_validate({**query.model_dump(exclude_unset=True), **parts})
+        return kind.model_validate({**query.model_dump(exclude_unset=True), **parts})
     except ValidationError as error:
         raise RequestValidationError([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]) from error
 
 
+async def _classify_parameters(
+    request: Request, query: Annotated[ClassifyParameters, Query()], upload: UploadDep
+) -> ClassifyParameters:
+    return _with_fields(request, query, upload.fields)
+
+
+async def _classify_batch_parameters(
+    request: Request, query: Annotated[ClassifyParameters, Query()], upload: BatchUploadDep
+) -> ClassifyParameters:
+    return _with_fields(request, query, upload.fields)
+
+
+async def _pose_parameters(
+    request: Request, query: Annotated[PoseParameters, Query()], upload: UploadDep
+) -> PoseParameters:
+    return _with_fields(request, query, upload.fields)
+
+
+async def _pose_batch_parameters(
+    request: Request, query: Annotated[PoseBatchParameters, Query()], upload: BatchUploadDep
+) -> PoseBatchParameters:
+    return _with_fields(request, query, upload.fields)
+
+
 ClassifyParametersDep = Annotated[ClassifyParameters, Depends(_classify_parameters)]
-BatchParametersDep = Annotated[ClassifyParameters, Depends(_batch_parameters)]
+BatchParametersDep = Annotated[ClassifyParameters, Depends(_classify_batch_parameters)]
+PoseParametersDep = Annotated[PoseParameters, Depends(_pose_parameters)]
+PoseBatchParametersDep = Annotated[PoseBatchParameters, Depends(_pose_batch_parameters)]
+
+
+def choose(service: Service, task: str, choice: ModelChoice, trace: Trace) -> Version:
+    """The version that a request for a task means; noted in its trace. Raises ServiceError as the repository does."""
+    name = service.repository.default_for(task) if choice.model is None else choice.model
+    version = service.repository.find(name, choice.version)
+    trace.model, trace.version = version.name, str(version.version)
+    return version
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -17,53 +17,60 @@ _KEYS = {
 }
 
 _PICTURE = {"type": "string", "format": "binary"}
-BATCH_UPLOAD: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "The pictures (JPEG, PNG or WebP), each a multipart part named `image`.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "array", "items": _PICTURE, "minItems": 1},
-                        "model": {"type": "string"},
-                        "version": {"type": "string"},
-                        "top_k": {"type": "integer", "minimum": 1},
-                    },
-                }
-            }
-        },
+_MODEL = {"model": {"type": "string"}, "version": {"type": "string"}}
+_CLASSES = {**_MODEL, "top_k": {"type": "integer", "minimum": 1}}
+_POSES = {**_MODEL, "flip": {"type": "boolean"}, "format": {"enum": ["native", "coco"]}}
+_ONE_BOX = "120,40,160,300"
+_TWO_BOXES = "[[120,40,160,300],[300,60,110,290]]"
+
+
+def _one_picture(parameters: dict[str, Any]) -> dict[str, Any]:
+    form = {"image": {**_PICTURE, "description": "The picture."}, **parameters}
+    raw = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "The picture (JPEG, PNG or WebP): as the multipart part `image`, or as the whole body.",
+            "content": {
+                "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": form}},
+                **{kind: {"schema": _PICTURE} for kind in raw},
+            },
+        }
+    }
+
+
+def _pictures(parameters: dict[str, Any]) -> dict[str, Any]:
+    form = {"image": {"type": "array", "items": _PICTURE, "minItems": 1}, **parameters}
+    return {
+        "requestBody": {
+            "required": True,
+            "description": "The pictures (JPEG, PNG or WebP), each a multipart part named `image`.",
+            "content": {
+                "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": form}}
+            },
+        }
+    }
+
+
+CLASSIFY = _one_picture(_CLASSES)
+CLASSIFY_BATCH = _pictures(_CLASSES)
+POSE = _one_picture(
+    {
+        **_POSES,
+        "boxes": {"type": "array", "items": {"type": "string"}, "example": [_ONE_BOX]},
+        "visualize": {"type": "boolean"},
+        "image_id": {"type": "integer", "minimum": 0},
+    }
+)
+POSE_BATCH = _pictures({**_POSES, "boxes": {"type": "string", "example": f"[{_TWO_BOXES},null]"}})
+DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Keypoints; with `visualize=true` or `Accept: image/png` the picture with its people drawn.",
+        "content": {"image/png": {"schema": _PICTURE}},
     }
 }
 
 _INFER_SCHEMA = {"$ref": "#/components/schemas/InferRequest"}
-
-UPLOAD: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "The picture (JPEG, PNG or WebP): as the multipart part `image`, or as the whole body.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {**_PICTURE, "description": "The picture."},
-                        "model": {"type": "string"},
-                        "version": {"type": "string"},
-                        "top_k": {"type": "integer", "minimum": 1},
-                    },
-                }
-            },
-            **{
-                kind: {"schema": _PICTURE}
-                for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-            },
-        },
-    }
-}
 
 INFER: dict[str, Any] = {
     "requestBody": {
@@ -83,6 +90,33 @@ INFER: dict[str, Any] = {
         },
     }
 }
+
+
+_UPLOAD_PROBLEMS = (
+    Problem.BAD_REQUEST,
+    Problem.EMPTY_BODY,
+    Problem.BAD_MULTIPART,
+    Problem.UNKNOWN_MODEL,
+    Problem.TIMEOUT,
+    Problem.BODY_TOO_LARGE,
+    Problem.UNSUPPORTED_ENCODING,
+    Problem.INVALID_PARAMETER,
+    Problem.WRONG_TASK,
+    Problem.QUEUE_FULL,
+    Problem.MODEL_UNAVAILABLE,
+    Problem.DEADLINE,
+)
+PICTURE_PROBLEMS = (
+    *_UPLOAD_PROBLEMS,
+    Problem.TOO_MANY_PIXELS,
+    Problem.NOT_AN_IMAGE,
+    Problem.MISSING_IMAGE,
+    Problem.IMAGE_IS_URL,
+    Problem.BROKEN_IMAGE,
+)
+"""What a request with one picture may be refused for."""
+BATCH_PROBLEMS = (*_UPLOAD_PROBLEMS, Problem.BATCH_TOO_LARGE, Problem.EMPTY_BATCH)
+"""What a request with several pictures may be refused for; what is wrong with one picture stands in its place."""
 
 
 def problems(*kinds: Problem) -> dict[int | str, dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
+from app.poses import read_boxes, read_boxes_by_picture
 from app.repository import State
 from app.service import MAX_TOP_K
-from models.packing.file import InputSpec
+from models.packing.file import InputSpec, Keypoints
 
 
 class Answer(BaseModel):
@@ -79,13 +80,18 @@ class ClassifyAnswer(Answer):
     )
 
 
-class ClassifyParameters(Answer):
-    """What a classify request may ask for: in the query, or as parts beside the picture."""
+class ModelChoice(Answer):
+    """Which model is asked."""
 
     model: str | None = None
-    """Name of the model; without it the default model answers."""
+    """Name of the model; without it the default model answers, or else the first one that does this task."""
     version: str | None = None
     """Version of the model; without it the latest answers."""
+
+
+class ClassifyParameters(ModelChoice):
+    """What a classify request may ask for: in the query, or as parts beside the picture."""
+
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
     """Number of classes in the answer; a model with fewer gives all it has."""
 
@@ -121,6 +127,150 @@ class ClassifyBatchAnswer(Answer):
     model: str
     version: str
     results: list[BatchItem]
+    timing_ms: BatchTimingMs
+
+
+class _PoseOptions(ModelChoice):
+    flip: bool = True
+    """Average the heatmaps of each person and of its mirror image: better points, twice the time."""
+    format: Literal["native", "coco"] = "native"
+    """`coco`: results as COCO's tools read them."""
+
+
+class PoseParameters(_PoseOptions):
+    """What a pose request may ask for: in the query, or as parts beside the picture."""
+
+    boxes: list[str] = []
+    """Where people are: `x,y,width,height` in pixels of the upright picture, once a person; or JSON of several,
+    `[[x,y,width,height],...]`. A box may stick out of the picture. Without any the whole picture is one person."""
+    visualize: bool | None = None
+    """Answer with the picture as PNG, people drawn into it, instead of JSON. So does the header `Accept: image/png`."""
+    image_id: Annotated[int, Field(ge=0, le=1 << 53)] = 0
+    """The number that `format=coco` gives the picture."""
+
+    @field_validator("boxes")
+    @classmethod
+    def _are_boxes(cls, values: list[str]) -> list[str]:
+        read_boxes(values)
+        return values
+
+
+class PoseBatchParameters(_PoseOptions):
+    """What a pose request for several pictures may ask for: in the query, or as parts beside the pictures."""
+
+    boxes: str | None = None
+    """JSON of one list of boxes `[x,y,width,height]` for each picture; null or an empty list: the whole picture is one
+    person."""
+
+    @field_validator("boxes")
+    @classmethod
+    def _are_boxes(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_boxes_by_picture(value)
+        return value
+
+
+class KeypointOut(Answer):
+    """One keypoint, in pixels of the upright picture; (0, 0) is the centre of its first pixel."""
+
+    name: str
+    x: float
+    y: float
+    score: float
+    """Height of the heatmap's peak, 0 to 1."""
+
+
+class PersonOut(Answer):
+    """One person."""
+
+    box: tuple[float, float, float, float]
+    """`x, y, width, height` as asked for, or the whole picture."""
+    score: float
+    """Mean of the keypoints' scores."""
+    keypoints: list[KeypointOut]
+
+
+_PERSON_EXAMPLE: dict[str, JsonValue] = {
+    "box": [120, 40, 160, 300],
+    "score": 0.71,
+    "keypoints": [
+        {"name": "neck", "x": 203.5, "y": 96.2, "score": 0.83},
+        {"name": "head_top", "x": 207.1, "y": 52.9, "score": 0.59},
+    ],
+}
+
+
+class PoseAnswer(Answer):
+    """The people of one picture."""
+
+    model: str
+    version: str
+    image: ImageSize
+    people: list[PersonOut]
+    skeleton: list[tuple[int, int]]
+    """Limbs: pairs of positions among a person's keypoints."""
+    timing_ms: TimingMs
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "lspet-hourglass",
+                    "version": "1",
+                    "image": {"width": 500, "height": 375},
+                    "people": [_PERSON_EXAMPLE],
+                    "skeleton": [[0, 1]],
+                    "timing_ms": {
+                        "decode": 2.3,
+                        "preprocess": 0.4,
+                        "queue": 0.2,
+                        "infer": 6.1,
+                        "postprocess": 0.4,
+                        "total": 10.0,
+                    },
+                }
+            ]
+        }
+    )
+
+
+class CocoResult(Answer):
+    """One person, as COCO's tools read results."""
+
+    image_id: int
+    category_id: int
+    """1, a person."""
+    keypoints: list[float]
+    """x, y, 1 of each keypoint in the model's order."""
+    score: float
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"image_id": 0, "category_id": 1, "keypoints": [203.5, 96.25, 1, 207.125, 52.875, 1], "score": 0.71}
+            ]
+        }
+    )
+
+
+class PoseBatchItem(Answer):
+    """One picture of a batch: its people (with `format=coco`, its results), or its error."""
+
+    index: int
+    """Position of the picture in the request, from 0; also its `image_id`."""
+    image: ImageSize | None = None
+    people: list[PersonOut] | None = None
+    results: list[CocoResult] | None = None
+    error: ItemProblem | None = None
+
+
+class PoseBatchAnswer(Answer):
+    """The people of several pictures, in the order of the request."""
+
+    model: str
+    version: str
+    results: list[PoseBatchItem]
+    skeleton: list[tuple[int, int]]
     timing_ms: BatchTimingMs
 
 
@@ -181,6 +331,8 @@ class ModelCard(ModelSummary):
     architecture: str | None = None
     input: InputSpec | None = None
     labels: list[str] | None = None
+    keypoints: Keypoints | None = None
+    """Names, limbs and left/right pairs of a pose model's keypoints."""
     sizes: SizesOut | None = None
     macs: MacsOut | None = None
     provenance: dict[str, JsonValue] | None = None

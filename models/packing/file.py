@@ -64,13 +64,30 @@ class InputSpec(Strict):
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     resize: Resize = Resize()
 
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """The mean as a pixel: what fills the input where there is no picture."""
+        red, green, blue = (round(min(max(channel, 0.0), 1.0) * 255) for channel in self.mean)
+        return red, green, blue
+
 
 class Keypoints(Strict):
     """Names of the keypoints, the limbs between them, and the left/right pairs that a flip swaps (indices)."""
 
     names: Annotated[list[Name], Field(min_length=1, max_length=1000)]
-    skeleton: list[tuple[int, int]]
-    flip_pairs: list[tuple[int, int]]
+    skeleton: Annotated[list[tuple[int, int]], Field(max_length=10_000)]
+    flip_pairs: Annotated[list[tuple[int, int]], Field(max_length=500)]
+
+    @model_validator(mode="after")
+    def _indices_exist(self) -> Keypoints:
+        for field, pairs in (("skeleton", self.skeleton), ("flip_pairs", self.flip_pairs)):
+            for pair in pairs:
+                if not all(0 <= index < len(self.names) for index in pair):
+                    raise ValueError(f"{field}: {list(pair)} names no keypoints, there are {len(self.names)}")
+        swapped = [index for pair in self.flip_pairs for index in pair]
+        if len(set(swapped)) != len(swapped):
+            raise ValueError("flip_pairs: a keypoint stands in two pairs")
+        return self
 
 
 class Sizes(Strict):
@@ -105,7 +122,7 @@ class PackedHeader(Strict):
         return self
 
     def check_outputs(self, values: Mapping[str, Value]) -> None:
-        """Raise GraphError unless the outputs have one channel a label or keypoint."""
+        """Raise GraphError unless the outputs have one channel a label or keypoint, and heatmaps fit the input."""
         if self.task == "classification" and self.labels is not None:
             expected, name = Value("float", 1, 1, len(self.labels)), "logits"
             value = values[self.graph.outputs[name]]
@@ -113,7 +130,13 @@ class PackedHeader(Strict):
             name = "heatmaps"
             value = values[self.graph.outputs[name]]
             names = self.keypoints.names if self.keypoints is not None else []
-            expected = Value("float", value.height, value.width, len(names))
+            expected = Value("float", value.height, value.height, len(names))
+            side = self.input.height
+            if self.input.width != side or side % value.height:
+                raise GraphError(
+                    f"graph.outputs.heatmaps: has {value.height} rows for an input of {self.input.width} x {side} px, "
+                    "expected a square input, whose side they divide"
+                )
         if value != expected:
             raise GraphError(f"graph.outputs.{name}: is {value}, expected {expected}")
 

@@ -11,11 +11,12 @@ from tests.helpers.server import Server
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with two small models, one of them in two versions."""
+    """A repository with two small classifiers, one of them in two versions, and a pose model."""
     root = tmp_path_factory.mktemp("zoo")
     packed.write_random(root / "random" / "1" / "model.safetensors", seed=1)
     packed.write_random(root / "random" / "2" / "model.safetensors", seed=2)
     packed.write_colour(root / "colour" / "1" / "model.safetensors")
+    packed.write_dots(root / "dots" / "1" / "model.safetensors")
     return root
 
 

@@ -114,8 +114,8 @@ def test_parallel_clients_get_their_own_answers(server: Server) -> None:
 def test_the_list_of_models(server: Server) -> None:
     listed = server.client.get("/v1/models").json()
     assert listed["default"] == "random"
-    assert [entry["name"] for entry in listed["models"]] == ["colour", "random"]
-    assert [v["version"] for v in listed["models"][1]["versions"]] == ["1", "2"]
+    assert [entry["name"] for entry in listed["models"]] == ["colour", "dots", "random"]
+    assert [v["version"] for v in listed["models"][2]["versions"]] == ["1", "2"]
     assert {v["state"] for entry in listed["models"] for v in entry["versions"]} == {"ready"}
 
 
@@ -138,7 +138,7 @@ def test_health_and_index(server: Server) -> None:
     assert server.client.get("/livez").json() == {"status": "live"}
     assert server.client.get("/readyz").json() == {"status": "ready"}
     index = server.client.get("/").json()
-    assert index["models"] == ["colour", "random"]
+    assert index["models"] == ["colour", "dots", "random"]
     for link in index["links"].values():
         assert server.client.get(link).status_code in (200, 405)
 
@@ -224,6 +224,8 @@ def test_documentation(server: Server) -> None:
     ours = {
         "/v1/classify",
         "/v1/classify/batch",
+        "/v1/pose",
+        "/v1/pose/batch",
         "/v1/models",
         "/v1/models/{name}",
         "/livez",

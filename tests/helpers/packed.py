@@ -97,10 +97,40 @@ def write_pose(path: Path, joints: int = 5) -> PackedFile:
         task="pose",
         input=InputSpec(height=32, width=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)),
         graph=Graph(ops=[conv], outputs={"heatmaps": "maps"}),
-        keypoints=Keypoints(names=[f"joint{index}" for index in range(joints)], skeleton=[], flip_pairs=[]),
+        keypoints=Keypoints(names=[f"joint{index}" for index in range(joints)], skeleton=[], flip_pairs=[(1, 2)]),
         sizes=Sizes(packed_bytes=weight.nbytes, float32_bytes=weight.nbytes),
     )
     return write(path, described, tensors)
+
+
+CORNERS = {
+    "head": (1, 1, 1),
+    "neck": (-1, -1, -1),
+    "left_hand": (1, -1, -1),
+    "right_hand": (-1, 1, -1),
+    "left_foot": (-1, -1, 1),
+    "right_foot": (1, 1, -1),
+}
+"""Keypoints of `write_dots`, each the place of one colour: which of red, green and blue are full."""
+DOT_COLOURS = {name: tuple(255 if sign > 0 else 0 for sign in signs) for name, signs in CORNERS.items()}
+
+
+def write_dots(path: Path, side_px: int = 64) -> PackedFile:
+    """A pose model that finds discs by their colour: a keypoint's heatmap is how much a cell of 4 x 4 pixels has it."""
+    colours = np.array(list(CORNERS.values()), np.float32)
+    weight = np.tile(colours[:, None, None, :] / 48, (1, 4, 4, 1)).astype(np.float32)
+    conv = Conv2d(output="maps", input="image", weight="cells", out_channels=len(colours), kernel=(4, 4), stride=(4, 4))
+    described = PackedHeader(
+        architecture="dots",
+        task="pose",
+        input=InputSpec(
+            height=side_px, width=side_px, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=Resize(mode="letterbox")
+        ),
+        graph=Graph(ops=[conv], outputs={"heatmaps": "maps"}),
+        keypoints=Keypoints(names=list(CORNERS), skeleton=[(0, 1), (1, 2), (1, 3), (1, 4), (1, 5)], flip_pairs=[]),
+        sizes=Sizes(packed_bytes=weight.nbytes, float32_bytes=weight.nbytes),
+    )
+    return write(path, described, {"cells": weight})
 
 
 def write_slow(path: Path, layers: int = 8, side_px: int = 192) -> PackedFile:

@@ -101,6 +101,9 @@ class Server:
     def classify(self, data: bytes, **parameters: Any) -> httpx.Response:
         return self.client.post("/v1/classify", content=data, params=parameters, headers={"Content-Type": "image/jpeg"})
 
+    def pose(self, data: bytes, **parameters: Any) -> httpx.Response:
+        return self.client.post("/v1/pose", content=data, params=parameters, headers={"Content-Type": "image/jpeg"})
+
     @contextmanager
     def connection(self) -> Iterator[socket.socket]:
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as sock:

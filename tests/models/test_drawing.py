@@ -69,3 +69,14 @@ def test_width_grows_with_the_person():
         return (np.asarray(image) != GREY).any(axis=2).sum()
 
     assert drawn_pixels(4) > 8 * drawn_pixels(1)
+
+
+def test_a_large_person_has_no_seams_and_smooth_edges():
+    """A vertical limb looks the same in every row, whatever bands it is drawn in, and its edge has colours between."""
+    points = np.full((14, 2), np.nan)
+    neck, head = LSP.names.index("neck"), LSP.names.index("head_top")
+    points[neck], points[head] = (300.3, 780), (300.3, 20)
+    image = np.asarray(draw_people(Image.new("RGB", (600, 800), GREY), points[None], np.ones((1, 14)), LSP))
+    rows = image[60:740]
+    assert (rows == rows[0]).all()
+    assert len(np.unique(rows[0], axis=0)) > 4

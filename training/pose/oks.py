@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.pose import coco_result
 from training.errors import TrainingError
 from training.pose.people import People
 
-PERSON = 1
 NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
 
 
@@ -22,18 +22,10 @@ def results(points: NDArray[np.floating], scores: NDArray[np.floating], people: 
 
     A person's score is the mean of its keypoints' scores.
     """
-    entries = []
-    for index, (person, heights) in enumerate(zip(points, scores, strict=True)):
-        flat = np.concatenate([person, np.ones((len(person), 1))], axis=1).round(3)
-        entries.append(
-            {
-                "image_id": int(people.image_ids[index]),
-                "category_id": PERSON,
-                "keypoints": flat.ravel().tolist(),
-                "score": float(heights.mean()),
-            }
-        )
-    return entries
+    return [
+        coco_result(image_id, person, heights)
+        for image_id, person, heights in zip(people.image_ids.tolist(), points, scores, strict=True)
+    ]
 
 
 def average_precision(annotations: Path, entries: list[dict[str, Any]], people: People) -> dict[str, float]:

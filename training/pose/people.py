@@ -206,7 +206,6 @@ def _cut_out(source: Path | bytes, square: Square, size: int) -> NDArray[np.uint
             if shrink >= 2:
                 image.draft("RGB", (int(image.width / shrink), int(image.height / shrink)))
             reduced = 1 if image.width == width else round(width / image.width)
-            square = Square(square.left / reduced, square.top / reduced, square.side / reduced)
-            return crop(image.convert("RGB"), square, size, FILL)
+            return crop(image.convert("RGB"), square.shrunk(reduced), size, FILL)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainingError(f"{name}: cannot be decoded as a picture: {error}") from error

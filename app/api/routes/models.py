@@ -24,7 +24,7 @@ async def list_models(service: ServiceDep) -> ModelList:
 
 @router.get("/{name}", summary="Describe a model", responses=problems(Problem.UNKNOWN_MODEL))
 async def describe_model(name: str, service: ServiceDep, version: str | None = None) -> ModelCard:
-    """Task, labels, input, sizes, operations, provenance and versions of one model."""
+    """Task, labels or keypoints, input, sizes, operations, provenance and versions of one model."""
     found = service.repository.find(name, version)
     summary = _summary(service.repository, name).model_dump() | {"version": str(found.version), "state": found.state}
     if found.session is None:
@@ -35,6 +35,7 @@ async def describe_model(name: str, service: ServiceDep, version: str | None = N
         architecture=header.architecture,
         input=header.input,
         labels=header.labels,
+        keypoints=header.keypoints,
         sizes=_sizes(found.session),
         macs=_macs(found.session.file),
         provenance=header.provenance,

@@ -59,6 +59,8 @@ async def index(request: Request, service: ServiceDep, settings: SettingsDep) ->
     links = {
         "classify": "/v1/classify",
         "classify_batch": "/v1/classify/batch",
+        "pose": "/v1/pose",
+        "pose_batch": "/v1/pose/batch",
         "models": "/v1/models",
         "open_inference_protocol": "/v2",
         "live": "/livez",
