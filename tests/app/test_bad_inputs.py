@@ -12,8 +12,9 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -36,7 +37,7 @@ class Case:
     reason: str
     body: Callable[[], bytes] = bytes
     content_type: str = "image/jpeg"
-    target: str = "/v1/classify"
+    target: str = ""
     method: str = "POST"
     headers: Sequence[tuple[str, str]] = ()
     header: tuple[str, str] | None = None
@@ -225,22 +226,26 @@ V2_CASES = [
 ]
 
 
+ROUTES = ("/v1/classify", "/v1/pose")
 BATCH = "/v1/classify/batch"
-BATCH_CASES = [
-    Case("batch of no body", 400, "empty-body", target=BATCH),
-    Case("batch that is one picture", 400, "bad-multipart", lambda: JPEG, target=BATCH),
-    Case("batch without a boundary", 400, "bad-multipart", form(part("image", JPEG)), "multipart/form-data", BATCH),
-    Case("batch of no pictures", 422, "empty-batch", form(part("top_k", b"3")), MULTIPART, BATCH),
-    Case("batch above the maximum", 413, "batch-too-large", form(*[part("image", b"x")] * 33), MULTIPART, BATCH),
-    Case("batch of 1,000 pictures", 413, "batch-too-large", form(*[part("image", b"x")] * 1000), MULTIPART, BATCH),
-    Case("batch for an unknown model", 404, "unknown-model", form(part("image", JPEG)), MULTIPART, BATCH + "?model=x"),
-    Case("batch with top_k of 0", 422, "invalid-parameter", form(part("image", JPEG)), MULTIPART, BATCH + "?top_k=0"),
-    Case("batch got", 405, "method-not-allowed", target=BATCH, method="GET", header=("allow", "POST")),
-]
 
-CASES = [
-    *V2_CASES,
-    *BATCH_CASES,
+
+def batch_cases(route: str) -> list[Case]:
+    picture = part("image", JPEG)
+    return [
+        Case(f"{route}: no body", 400, "empty-body", target=route),
+        Case(f"{route}: one picture", 400, "bad-multipart", lambda: JPEG, target=route),
+        Case(f"{route}: no boundary", 400, "bad-multipart", form(picture), "multipart/form-data", route),
+        Case(f"{route}: no pictures", 422, "empty-batch", form(part("version", b"1")), MULTIPART, route),
+        Case(f"{route}: 33 pictures", 413, "batch-too-large", form(*[part("image", b"x")] * 33), MULTIPART, route),
+        Case(f"{route}: 1,000 pictures", 413, "batch-too-large", form(*[part("image", b"x")] * 1000), MULTIPART, route),
+        Case(f"{route}: unknown model", 404, "unknown-model", form(picture), MULTIPART, f"{route}?model=x"),
+        Case(f"{route}: got", 405, "method-not-allowed", target=route, method="GET", header=("allow", "POST")),
+    ]
+
+
+# Sent to each route that takes a picture: the target is the route's own.
+PICTURE_CASES = [
     Case("empty body", 400, "empty-body"),
     Case("form without an image", 422, "missing-image", form(part("top_k", b"3")), MULTIPART),
     Case("image of no bytes", 422, "missing-image", form(part("image", b"", filename="a.jpg")), MULTIPART),
@@ -292,13 +297,117 @@ CASES = [
     ),
     Case("1,000 parts", 400, "bad-multipart", form(part("image", JPEG), *[part("x", b"1")] * 1000), MULTIPART),
     Case("two images", 400, "bad-multipart", form(part("image", JPEG), part("image", JPEG)), MULTIPART),
-    Case("unknown model", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=nobody"),
-    Case("unknown version", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=random&version=77"),
-    Case("version that is no number", 404, "unknown-model", lambda: JPEG, target="/v1/classify?version=one"),
+    Case("unknown model", 404, "unknown-model", lambda: JPEG, target="?model=nobody"),
+    Case("unknown version", 404, "unknown-model", lambda: JPEG, target="?model=random&version=77"),
+    Case("version that is no number", 404, "unknown-model", lambda: JPEG, target="?version=one"),
     Case("unknown model in the form", 404, "unknown-model", form(part("image", JPEG), part("model", b"x")), MULTIPART),
-    Case("model of dots", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=..%2f..%2fetc"),
-    Case("model of NUL", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=%00"),
-    Case("model of 10,000 characters", 404, "unknown-model", lambda: JPEG, target="/v1/classify?model=" + "m" * 10_000),
+    Case("model of dots", 404, "unknown-model", lambda: JPEG, target="?model=..%2f..%2fetc"),
+    Case("model of NUL", 404, "unknown-model", lambda: JPEG, target="?model=%00"),
+    Case("model of 10,000 characters", 404, "unknown-model", lambda: JPEG, target="?model=" + "m" * 10_000),
+    Case("URL as the image", 422, "image-is-url", form(part("image", LINK.encode())), MULTIPART),
+    Case("URL as the body", 422, "image-is-url", LINK.encode, "text/plain"),
+    Case("URL in JSON", 422, "image-is-url", json.dumps({"image": LINK}).encode, "application/json"),
+    Case("file URL", 422, "image-is-url", lambda: b"file:///etc/passwd"),
+    Case(
+        "long parameter", 422, "invalid-parameter", form(part("model", b"m" * 70_000), part("image", JPEG)), MULTIPART
+    ),
+    Case("wrong method", 405, "method-not-allowed", method="GET", header=("allow", "POST")),
+]
+
+
+POSE = "/v1/pose"
+MANY_BOXES = json.dumps([[1, 2, 30, 40]] * 10_000)
+POSE_CASES = [
+    *(
+        Case(f"boxes: {name}", status, reason, lambda: JPEG, target=f"{POSE}?boxes={quote(text)}")
+        for name, status, reason, text in (
+            ("right of the picture", 422, "invalid-parameter", "64,0,10,10"),
+            ("above the picture", 422, "invalid-parameter", "0,-50,20,50"),
+            ("the second outside", 422, "invalid-parameter", "[[0,0,10,10],[500,0,10,10]]"),
+            ("width of zero", 422, "invalid-parameter", "0,0,0,10"),
+            ("negative height", 422, "invalid-parameter", "5,5,10,-10"),
+            ("a millionth of a pixel", 422, "invalid-parameter", "0,0,1e-6,1e-6"),
+            ("NaN", 422, "invalid-parameter", "0,0,NaN,10"),
+            ("NaN in a list", 422, "invalid-parameter", "[[0,0,10,NaN]]"),
+            ("Infinity", 422, "invalid-parameter", "0,0,Infinity,10"),
+            ("1e999", 422, "invalid-parameter", "0,0,1e999,10"),
+            ("1e300", 422, "invalid-parameter", "0,0,1e300,10"),
+            ("three numbers", 422, "invalid-parameter", "0,0,10"),
+            ("five numbers", 422, "invalid-parameter", "0,0,10,10,10"),
+            ("text", 422, "invalid-parameter", "left"),
+            ("text in a list", 422, "invalid-parameter", '[["0","0","10","10"]]'),
+            ("true", 422, "invalid-parameter", "[[0,0,true,true]]"),
+            ("an object", 422, "invalid-parameter", '{"x":0}'),
+            ("10,000 deep", 422, "invalid-parameter", "[" * 10_000),
+            ("33 of them", 413, "batch-too-large", json.dumps([[1, 2, 30, 40]] * 33)),
+        )
+    ),
+    Case(
+        "boxes: 10,000 parameters in the form",
+        400,
+        "bad-multipart",
+        form(part("image", JPEG), *[part("boxes", b"1,2,30,40")] * 10_000),
+        MULTIPART,
+        POSE,
+    ),
+    Case(
+        "boxes: 10,000 in a part",
+        422,
+        "invalid-parameter",
+        form(part("image", JPEG), part("boxes", MANY_BOXES.encode())),
+        MULTIPART,
+        POSE,
+    ),
+    Case(
+        "boxes: 4,000 in a part",
+        413,
+        "batch-too-large",
+        form(part("image", JPEG), part("boxes", MANY_BOXES[: 15 * 4000 - 1].encode() + b"]")),
+        MULTIPART,
+        POSE,
+    ),
+    Case(
+        "boxes: in the URL, 10,000", 431, "headers-too-large", lambda: JPEG, target=f"{POSE}?boxes={quote(MANY_BOXES)}"
+    ),
+    Case("a classifier for a pose", 422, "wrong-task", lambda: JPEG, target=f"{POSE}?model=random"),
+    Case("a pose model for a class", 422, "wrong-task", lambda: JPEG, target="/v1/classify?model=dots"),
+    Case("unknown format", 422, "invalid-parameter", lambda: JPEG, target=f"{POSE}?format=xml"),
+    Case("flip of maybe", 422, "invalid-parameter", lambda: JPEG, target=f"{POSE}?flip=maybe"),
+    Case("visualize of maybe", 422, "invalid-parameter", lambda: JPEG, target=f"{POSE}?visualize=maybe"),
+    Case("negative image_id", 422, "invalid-parameter", lambda: JPEG, target=f"{POSE}?image_id=-1"),
+    *(
+        Case(
+            f"pose batch: {name}",
+            status,
+            reason,
+            form(part("image", JPEG), part("image", JPEG), part("boxes", text)),
+            MULTIPART,
+            f"{POSE}/batch",
+        )
+        for name, status, reason, text in (
+            ("boxes for one picture of two", 422, "invalid-parameter", b"[[[0,0,10,10]]]"),
+            ("boxes that are no JSON", 422, "invalid-parameter", b"0,0,10,10"),
+            ("boxes of NaN", 422, "invalid-parameter", b"[[[0,0,10,NaN]],null]"),
+            ("boxes without a size", 422, "invalid-parameter", b"[null,[[0,0,0,0]]]"),
+            ("40 people", 413, "batch-too-large", json.dumps([[[0, 0, 10, 10]] * 20] * 2).encode()),
+        )
+    ),
+]
+
+BATCH_CASES = [
+    *(each for route in ROUTES for each in batch_cases(f"{route}/batch")),
+    Case("batch with top_k of 0", 422, "invalid-parameter", form(part("image", JPEG)), MULTIPART, BATCH + "?top_k=0"),
+]
+
+CASES = [
+    *V2_CASES,
+    *BATCH_CASES,
+    *POSE_CASES,
+    *(
+        replace(case, name=f"{route}: {case.name}", target=route + case.target)
+        for route in ROUTES
+        for case in PICTURE_CASES
+    ),
     Case("card of an unknown model", 404, "unknown-model", target="/v1/models/nobody", method="GET"),
     Case("card of dots", 404, "not-found", target="/v1/models/..%2f..%2fetc%2fpasswd", method="GET"),
     Case("card of NUL", 404, "unknown-model", target="/v1/models/%00", method="GET"),
@@ -315,12 +424,8 @@ CASES = [
         "invalid-parameter",
         form(part("image", JPEG), part("top_k", b"abc")),
         MULTIPART,
+        "/v1/classify",
     ),
-    Case("URL as the image", 422, "image-is-url", form(part("image", LINK.encode())), MULTIPART),
-    Case("URL as the body", 422, "image-is-url", LINK.encode, "text/plain"),
-    Case("URL in JSON", 422, "image-is-url", json.dumps({"image": LINK}).encode, "application/json"),
-    Case("file URL", 422, "image-is-url", lambda: b"file:///etc/passwd"),
-    Case("wrong method", 405, "method-not-allowed", target="/v1/classify", method="GET", header=("allow", "POST")),
     Case("wrong method for a model", 405, "method-not-allowed", target="/v1/models/random", header=("allow", "GET")),
     Case("unknown path", 404, "not-found", target="/v1/nothing", method="GET"),
     Case("path above the root", 404, "not-found", target="/../../etc/passwd", method="GET"),
@@ -467,14 +572,30 @@ def test_file_names_are_not_used(server: Server, name: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_odd_shapes_are_answered_in_flat_memory(server: Server, name: str, data: bytes) -> None:
-    server.classify(data)
+@pytest.mark.parametrize("task", ["classify", "pose"])
+def test_odd_shapes_are_answered_in_flat_memory(server: Server, name: str, data: bytes, task: str) -> None:
+    ask = server.classify if task == "classify" else server.pose
+    ask(data)
     memory = server.rss_bytes
     for _ in range(3):
-        reply = server.classify(data)
+        reply = ask(data)
         assert reply.status_code == 200, name
     width, height = Image.open(io.BytesIO(data)).size
     assert reply.json()["image"] == {"width": width, "height": height}
+    assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 65_500), (65_500, 1), (5000, 5000)])
+def test_odd_shapes_are_drawn_in_flat_memory(server: Server, size: tuple[int, int]) -> None:
+    data = pictures.encoded(Image.new("L", size, 99), "PNG")
+    boxes = json.dumps([[0, 0, 1e6, 1e6], [1 - 1e6, 1 - 1e6, 1e6, 1e6], [0, 0, 1, 1]])
+    for _ in range(2):
+        server.pose(data, boxes=boxes, visualize="true")
+    memory = server.rss_bytes
+    for _ in range(3):
+        reply = server.pose(data, boxes=boxes, visualize="true")
+        assert reply.headers["content-type"] == "image/png", reply.text
+    assert max(Image.open(io.BytesIO(reply.content)).size) <= 1600
     assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
 
 

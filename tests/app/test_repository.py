@@ -153,6 +153,21 @@ def test_the_service_reports_a_failed_model_and_serves_the_rest(tmp_path: Path) 
         running.close()
 
 
+def test_each_task_has_its_default(tmp_path: Path) -> None:
+    model(tmp_path, "b-classes")
+    assert problem_of(lambda: opened(tmp_path).default_for("pose")) is Problem.UNKNOWN_MODEL
+    for name in ("a-people", "c-people"):
+        packed.write_dots(tmp_path / name / "1" / "model.safetensors")
+    chosen = {default: opened(tmp_path, default=default) for default in (None, "b-classes", "c-people")}
+    assert [r.default_for("classification") for r in chosen.values()] == ["b-classes"] * 3
+    assert [r.default_for("pose") for r in chosen.values()] == ["a-people", "a-people", "c-people"]
+    chosen["b-classes"].unload("b-classes")
+    assert chosen["b-classes"].default_for("classification") == "b-classes"  # told to be unloaded, not replaced
+    assert chosen["b-classes"].default_for("pose") == "a-people"
+    empty = Repository([tmp_path / "nothing"], loader(1))
+    assert problem_of(lambda: empty.default_for("pose")) is Problem.MODEL_UNAVAILABLE
+
+
 def test_a_service_without_models_is_alive_but_not_ready(tmp_path: Path) -> None:
     running = Server(tmp_path)
     try:

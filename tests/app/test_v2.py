@@ -230,7 +230,7 @@ def test_the_asyncio_client(server: Server, logits: np.ndarray) -> None:
             assert (await client.get_server_metadata())["name"] == "signet"
             assert (await client.get_model_metadata("random"))["name"] == "random"
             assert (await client.get_model_config("random"))["max_batch_size"] > 0
-            assert len(await client.get_model_repository_index()) == 3
+            assert len(await client.get_model_repository_index()) == 4
             assert (await client.get_inference_statistics("random"))["model_stats"]
             answers = await asyncio.gather(
                 *(client.infer("random", [pixel_input(PIXELS[index : index + 1])]) for index in range(8)),
@@ -265,6 +265,7 @@ def test_the_repository_index(client: triton.InferenceServerClient) -> None:
     index = client.get_model_repository_index()
     assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
         ("colour", "1", "READY"),
+        ("dots", "1", "READY"),
         ("random", "1", "READY"),
         ("random", "2", "READY"),
     ]
@@ -336,7 +337,8 @@ def test_statistics_count_every_protocol(client: triton.InferenceServerClient, s
         assert after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
     assert 3 in {entry["batch_size"] for entry in after["batch_stats"]}
     every = client.get_inference_statistics()["model_stats"]
-    assert [(entry["name"], entry["version"]) for entry in every] == [("colour", "1"), ("random", "1"), ("random", "2")]
+    names = [("colour", "1"), ("dots", "1"), ("random", "1"), ("random", "2")]
+    assert [(entry["name"], entry["version"]) for entry in every] == names
     assert len(client.get_inference_statistics("random")["model_stats"]) == 2
 
 

@@ -151,6 +151,55 @@ def test_an_unsound_file_is_refused_by_field(path, case):
     assert str(path) in str(caught.value)
 
 
+SQUARE = {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}
+
+
+def pose_header(**changes):
+    """One convolution of stride 4 to two heatmaps."""
+    conv = Conv2d(output="maps", input="image", weight="cells", out_channels=2, kernel=(4, 4), stride=(4, 4))
+    fields = {
+        "task": "pose",
+        "labels": None,
+        "input": {**SQUARE, "height": 16, "width": 16},
+        "graph": Graph(ops=[conv], outputs={"heatmaps": "maps"}),
+        "keypoints": {"names": ["a", "b"], "skeleton": [[0, 1]], "flip_pairs": [[0, 1]]},
+    }
+    return {**json.loads(header().model_dump_json()), **fields, "graph": fields["graph"].model_dump(), **changes}
+
+
+BAD_POSES = {
+    "limb beyond": (
+        {"keypoints": {"names": ["a", "b"], "skeleton": [[0, 2]], "flip_pairs": []}},
+        "skeleton",
+    ),
+    "negative limb": ({"keypoints": {"names": ["a", "b"], "skeleton": [[-1, 0]], "flip_pairs": []}}, "skeleton"),
+    "pair beyond": ({"keypoints": {"names": ["a", "b"], "skeleton": [], "flip_pairs": [[0, 9]]}}, "flip_pairs"),
+    "two pairs": ({"keypoints": {"names": ["a", "b"], "skeleton": [], "flip_pairs": [[0, 1], [1, 0]]}}, "flip_pairs"),
+    "three keypoints": ({"keypoints": {"names": ["a", "b", "c"], "skeleton": [], "flip_pairs": []}}, "heatmaps"),
+    "wide input": ({"input": {**SQUARE, "height": 16, "width": 32}}, "heatmaps: .* square"),
+    "cells that do not fit": ({"input": {**SQUARE, "height": 18, "width": 18}}, "heatmaps: .* square"),
+    "no keypoints": ({"keypoints": None}, "keypoints"),
+}
+
+
+def write_pose_file(path, **changes):
+    metadata = {"format": "signet", "format_version": "1", "model": json.dumps(pose_header(**changes))}
+    path.write_bytes(save({"cells": np.zeros((2, 4, 4, 3), np.float32)}, metadata=metadata))
+
+
+def test_a_pose_model_is_read(path):
+    write_pose_file(path)
+    assert read(path).header.keypoints.names == ["a", "b"]
+
+
+@pytest.mark.parametrize("case", BAD_POSES)
+def test_an_unsound_pose_model_is_refused_by_field(path, case):
+    changes, message = BAD_POSES[case]
+    write_pose_file(path, **changes)
+    with pytest.raises(PackedFileError, match=message):
+        read(path)
+
+
 def container(entries, data=b"", metadata=True):
     head = dict(entries)
     if metadata:
