@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 data_commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -115,6 +118,10 @@ def evaluate(
     flip: Annotated[
         bool, typer.Option("--flip", help="For pose: average the heatmaps of each picture and of its mirror image.")
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For pose: also draw 24 of the people, chosen at random, into a picture."),
+    ] = None,
 ) -> None:
     """Measure a checkpoint or a packed model on a data set.
 
@@ -125,7 +132,10 @@ def evaluate(
     Example: signet evaluate runs/cifar10_resnet18_cpu/best.ckpt --data ~/data
 
     Example: signet evaluate zoo/my-model/1/model.safetensors --data ~/data --limit 1000
+
+    Example: signet evaluate zoo/my-people/1/model.safetensors --flip --sheet people.jpg
     """
+    from training.evaluate import draw
     from training.evaluate import evaluate as run
     from training.pose.metrics import PoseScores
     from training.recipe import load_recipe
@@ -137,6 +147,16 @@ def evaluate(
     if isinstance(result, PoseScores):
         print(result.table())
     print(f"{file}: {result}")
+    if sheet is not None:
+        _save(draw(file, data_root=data, data=chosen, flip=flip), sheet)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be written: {error}") from error
+    print(f"{path}: {picture.width} x {picture.height} px")
 
 
 @commands.command()
@@ -229,12 +249,7 @@ def preview(
     chosen = load_recipe(recipe, settings or ())
     if not isinstance(chosen.data, PoseData):
         raise TrainingError(f"{recipe}: task: is {chosen.task!r}, expected 'pose'")
-    sheet = contact_sheet(load(chosen.data, data), chosen.data, people=people, seed=seed)
-    try:
-        sheet.save(output)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{output}: cannot be written: {error}") from error
-    print(f"{output}: {sheet.width} x {sheet.height} px")
+    _save(contact_sheet(load(chosen.data, data), chosen.data, people=people, seed=seed), output)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from training.data.plan import BatchPlan
 from training.errors import TrainingError
 from training.pose.config import PoseData
 from training.pose.data import load as load_people
-from training.pose.evaluate import measure_people
+from training.pose.evaluate import find, measure_people
 from training.pose.metrics import PoseScores
+from training.pose.people import PoseDataset
+from training.pose.preview import choose, found_sheet
 from training.recipe import ClassificationConfig, DataConfig, ImageFolderData, check_recipe
 from training.train import load_checkpoint
 
@@ -85,19 +88,54 @@ def evaluate(
 
     Raises TrainingError for what the user can put right.
     """
-    trained = load(path)
-    data = data or trained.data
-    if data is None:
-        raise TrainingError(f"{path}: provenance.recipe.data: is missing, so give the recipe whose data set to use")
+    trained, data = _load_with_data(path, data)
     if isinstance(data, PoseData):
-        people = load_people(data, data_root)
-        _must_fit(path, trained, people.name, people.keypoints, people.input)
+        people = _people(path, trained, data, data_root)
         return measure_people(trained.predict, people, data, flip=flip, limit=limit, batch_size=batch_size)
     if flip:
         raise TrainingError("--flip: averages heatmaps, which a classifier does not make")
     dataset = catalog.load(data, data_root)
     _must_fit(path, trained, dataset.name, dataset.class_names, dataset.input)
     return measure(trained.predict, _loader(dataset, data, limit, batch_size))
+
+
+def draw(
+    path: Path,
+    *,
+    data_root: Path | None = None,
+    data: DataConfig | None = None,
+    flip: bool = False,
+    people: int = 24,
+    seed: int = 0,
+) -> Image.Image:
+    """Validation people, drawn at random, with the skeletons that a pose network finds.
+
+    Parameters are those of `evaluate`. Raises TrainingError for what the user can put right.
+    """
+    trained, data = _load_with_data(path, data)
+    if not isinstance(data, PoseData):
+        raise TrainingError(f"{path}: --sheet: draws people, which a classifier does not find")
+    dataset = _people(path, trained, data, data_root)
+    shown = dataset.validation.take(choose(dataset.validation, people, seed))
+    size = dataset.input.height
+    points, scores = find(trained.predict, shown, data, size, flip=flip)
+    title = f"{dataset.name}: {len(shown)} of {len(dataset.validation)} validation people, chosen at random, as found"
+    return found_sheet(shown, points, scores, size, title=title)
+
+
+def _load_with_data(path: Path, data: DataConfig | None) -> tuple[Trained, DataConfig]:
+    """A trained network, and `data` or else the data set of its own recipe."""
+    trained = load(path)
+    data = data or trained.data
+    if data is None:
+        raise TrainingError(f"{path}: provenance.recipe.data: is missing, so give the recipe whose data set to use")
+    return trained, data
+
+
+def _people(path: Path, trained: Trained, data: PoseData, data_root: Path | None) -> PoseDataset:
+    dataset = load_people(data, data_root)
+    _must_fit(path, trained, dataset.name, dataset.keypoints, dataset.input)
+    return dataset
 
 
 def _must_fit(path: Path, trained: Trained, name: str, outputs: tuple[str, ...] | Keypoints, spec: InputSpec) -> None:

@@ -1,10 +1,9 @@
-"""The model that ships, served as `signet serve` serves it out of the box."""
+"""The models that ship, served as `signet serve` serves them out of the box."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +20,22 @@ DATA = Path(os.environ.get("SIGNET_DATA", "/nonexistent"))
 CIFAR = DATA / "cifar10_jpeg.npz"
 PHOTOGRAPHS = DATA / "demo"
 
+ALL = sorted(shipped_zoo().glob("*/*/model.safetensors"))
+
 pytestmark = pytest.mark.skipif(not MODEL.is_file(), reason="the model that ships has not been trained yet")
 
 
-@pytest.fixture(scope="module")
-def shipped() -> Iterator[Server]:
-    running = Server(shipped_zoo())
-    yield running
-    running.close()
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.parts[-3])
+def test_every_model_is_ready_and_has_its_card(shipped: Server, path: Path) -> None:
+    name, version = path.parts[-3:-1]
+    assert (path.parent / "README.md").read_text().startswith(f"# {name}, version {version}\n")
+    card = shipped.client.get(f"/v1/models/{name}", params={"version": version}).json()
+    assert card["state"] == "ready"
+    assert (card["labels"] is None) == (card["task"] == "pose")
+    assert (card["keypoints"] is None) == (card["task"] == "classification")
+    assert card["sizes"]["ratio"] > 8
+    assert card["macs"]["binary"] > card["macs"]["real"]
+    assert {"recipe", "seed", "metrics"} <= set(card["provenance"])
 
 
 def cifar_test_jpegs(count: int) -> tuple[list[bytes], np.ndarray]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.pose import decode, merge_flipped
@@ -15,7 +16,7 @@ from training.pose.config import PoseData
 from training.pose.loaders import PoseLoader
 from training.pose.metrics import PoseScores
 from training.pose.module import measure
-from training.pose.people import PoseDataset
+from training.pose.people import People, PoseDataset
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -37,15 +38,23 @@ def measure_people(
     flip : average the heatmaps of each picture and of its mirror image.
     """
     dataset = replace(dataset, validation=dataset.validation.first(limit))
-    people, size = dataset.validation, dataset.input.height
+    size = dataset.input.height
+    points, heights = find(predict, dataset.validation, config, size, flip=flip, batch_size=batch_size)
+    return measure(points, heights, dataset, size)
+
+
+def find(
+    predict: Predict, people: People, config: PoseData, size: int, *, flip: bool = False, batch_size: int = 50
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a network finds of `people`: points [N, K, 2] in pixels of their crops of `size`, and scores [N, K]."""
     plan = BatchPlan(len(people), batch_size, shuffle=False)
     points, heights = [], []
     for batch in PoseLoader(people, plan, size=size, storage=config.storage, workers=config.workers):
         heatmaps = predict(batch.images).numpy()
         if flip:
             mirrored = predict(torch.flip(batch.images, dims=[2])).numpy()
-            heatmaps = merge_flipped(heatmaps, mirrored, dataset.keypoints)
+            heatmaps = merge_flipped(heatmaps, mirrored, people.keypoints)
         found, height = decode(heatmaps)
         points.append(found)
         heights.append(height)
-    return measure(np.concatenate(points), np.concatenate(heights), dataset, size)
+    return np.concatenate(points), np.concatenate(heights)

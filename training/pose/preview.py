@@ -1,10 +1,11 @@
-"""A picture of what a network is trained on and measured on: people cut out, with their joints and limbs."""
+"""Pictures of people cut out, with their joints and limbs: as a network is trained on them, or as it found them."""
 
 from __future__ import annotations
 
 from math import ceil
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from models.drawing import draw_people
@@ -15,6 +16,7 @@ from training.pose.loaders import PoseBatch, PoseLoader
 from training.pose.people import People, PoseDataset
 
 TILE_PX = 224
+FOUND_TILE_PX = 160
 GAP_PX = 6
 TITLE_PX = 24
 PAPER, INK = (250, 250, 250), (30, 30, 30)
@@ -37,9 +39,33 @@ def contact_sheet(
     return sheet
 
 
+def choose(people: People, count: int, seed: int) -> NDArray[np.int64]:
+    """Which `count` people of a split are shown, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(len(people))[:count])
+
+
+def found_sheet(
+    people: People,
+    points: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    size: int,
+    *,
+    title: str,
+    columns: int = 8,
+    tile_px: int = FOUND_TILE_PX,
+) -> Image.Image:
+    """People with what a network found of them: points [N, K, 2] in pixels of crops of `size`, and scores [N, K]."""
+    tiles = []
+    for index, (found, score) in enumerate(zip(points, scores, strict=True)):
+        image = Image.fromarray(people.cut_out(index, tile_px))
+        placed = (found + 0.5) * (tile_px / size) - 0.5
+        tiles.append(draw_people(image, placed[None], score[None], people.keypoints))
+    return _strip(title, tiles, columns)
+
+
 def _tiles(people: People, config: PoseData, augment: PoseAugment | None, count: int, seed: int) -> list[Image.Image]:
-    count = min(count, len(people))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(people))[:count])
+    chosen = choose(people, count, seed)
+    count = len(chosen)
     loader = PoseLoader(
         people.take(chosen),
         BatchPlan(count, count, shuffle=False, seed=seed),
@@ -62,7 +88,7 @@ def draw_batch(batch: PoseBatch, keypoints: Keypoints, tile_px: int = TILE_PX) -
 
 
 def _strip(title: str, tiles: list[Image.Image], columns: int) -> Image.Image:
-    pitch = TILE_PX + GAP_PX
+    pitch = tiles[0].width + GAP_PX
     rows = ceil(len(tiles) / columns)
     strip = Image.new("RGB", (columns * pitch + GAP_PX, TITLE_PX + rows * pitch + GAP_PX), PAPER)
     ImageDraw.Draw(strip).text((GAP_PX, TITLE_PX - 16), title, INK)

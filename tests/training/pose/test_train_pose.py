@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 from typer.testing import CliRunner
 
+from models.drawing import COLOURS, side_of
 from models.pose import COCO, LSP
 from training import optimizer
 from training import train as training
@@ -20,6 +21,9 @@ from training.checkpoints import Checkpoints
 from training.commands import commands
 from training.errors import TrainingError
 from training.evaluate import evaluate
+from training.pose import lspet
+from training.pose.config import LspetData
+from training.pose.preview import FOUND_TILE_PX, GAP_PX, TITLE_PX, found_sheet
 from training.recipe import Training, check_recipe, load_recipe
 from training.reporting import EPOCHS_FILE, read_epochs
 from training.schedule import rate
@@ -120,14 +124,32 @@ def test_a_run_goes_on_where_it_stood(run: training.Outcome, lspet_root: Path, t
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_evaluate_is_a_command(run: training.Outcome, lspet_root: Path) -> None:
-    result = CliRunner().invoke(
-        commands, ["evaluate", str(run.last), "--data", str(lspet_root), "--flip", "--limit", "5"]
-    )
+def test_evaluate_is_a_command(run: training.Outcome, lspet_root: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "people.jpg"
+    arguments = ["--data", str(lspet_root), "--flip", "--limit", "5", "--sheet", str(sheet)]
+    result = CliRunner().invoke(commands, ["evaluate", str(run.last), *arguments])
     assert result.exit_code == 0, result.output
+    with Image.open(sheet) as image:
+        assert image.width > 8 * FOUND_TILE_PX
+    assert sheet.stat().st_size < 300_000
     assert "PCK@0.2" in result.output
     assert "n = 5" in result.output
     assert "left_wrist" in result.output
+
+
+def test_the_sheet_shows_points_where_they_were_found(lspet_root: Path) -> None:
+    people = lspet.read(lspet_root, LspetData(name="lspet")).validation
+    size, tile = 64, 160
+    points = people.crop_joints(size)
+    sheet = found_sheet(people, points, np.ones((8, 14)), size, title="", columns=4, tile_px=tile)
+    for person in range(8):
+        row, column = divmod(person, 4)
+        for joint, name in enumerate(LSP.names):
+            x, y = (points[person, joint] + 0.5) * (tile / size)
+            found = sheet.getpixel(
+                (int(GAP_PX + column * (tile + GAP_PX) + x), int(TITLE_PX + row * (tile + GAP_PX) + y))
+            )
+            assert np.abs(np.subtract(found, COLOURS[side_of(name)])).max() < 80, (person, name)
 
 
 def test_another_skeleton_is_refused(run: training.Outcome, coco_root: Path) -> None:
