@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from app.predict.output import Format
+
 if TYPE_CHECKING:
-    from app.repository import Repository, Session
+    from app.predict.answers import Predictor
+    from app.repository import Repository
     from app.settings import Settings
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 TRAINING_COMMANDS = {
     "train": "Train a network from a recipe.",
     "evaluate": "Measure a checkpoint or a packed model on a data set.",
@@ -74,31 +75,66 @@ def serve(
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, or folders of pictures.")],
     model: Annotated[
-        str | None, typer.Option(help="Name in the repository, or path of a packed file; default: the default model.")
+        str | None,
+        typer.Option(
+            help="Name in the repository or on the server, or path of a packed file; default: the default model."
+        ),
     ] = None,
     models: Models = None,
-    top_k: Annotated[int, typer.Option(min=1, max=1000, help="Predictions for each picture.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Let this server answer, such as http://127.0.0.1:8000.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SIGNET_API_KEY", show_envvar=True, help="Key for the server; better in the variable."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=1000, help="Classes for each picture.")] = 3,
+    kind: Annotated[
+        Format | None,
+        typer.Option("--format", help="Default: what the name of --out says (.jsonl, .csv), or a table."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there; default: the standard output.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Pictures at once; with --url requests. Default: the CPUs; 4.")
+    ] = None,
 ) -> None:
-    """Classify pictures offline, exactly as the service would.
+    """Answer pictures: offline, exactly as the service would, or through a server.
 
-    A picture that cannot be read is reported on its line, the others are answered, and the exit status is 1.
+    A picture that has no answer is reported on its line, the others are answered, and the exit status is 1; 2 where
+    nothing could be begun. A server that is full or not ready is asked again for a minute.
 
-    Example: signet predict photo.jpg holiday/ --top-k 1 --json > answers.jsonl
+    Example: signet predict photo.jpg holiday/ --top-k 1 --out answers.csv
     """
-    settings = _settings(models=models)
-    session = _open_session(settings, model)
-    width = 0 if as_json else max((len(str(path)) for path in _pictures(paths)), default=0)
-    failed = False
-    for path in _pictures(paths):
-        answer = _predict(session, path, top_k, settings)
-        failed = failed or "error" in answer
-        if as_json:
-            typer.echo(json.dumps(answer))
-        else:
-            shown = answer.get("error") or "  ".join(f"{p['label']} {p['score']:.3f}" for p in answer["predictions"])
-            typer.echo(f"{path!s:<{width}}  {shown}")
-    raise typer.Exit(1 if failed else 0)
+    from app.predict.answers import PredictError
+    from app.predict.output import format_of
+    from app.predict.pictures import find_pictures
+    from app.predict.run import run
+
+    pictures = list(find_pictures(paths))
+    chosen = kind or (Format.JSONL if as_json else None) or (format_of(out) if out else None) or Format.TABLE
+    try:
+        with _predictor(url, api_key, model, models, top_k, jobs) as predictor:
+            failures = run(predictor, pictures, chosen, out)
+    except PredictError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    raise typer.Exit(1 if failures else 0)
+
+
+def _predictor(
+    url: str | None, api_key: str | None, model: str | None, models: list[Path] | None, top_k: int, jobs: int | None
+) -> AbstractContextManager[Predictor]:
+    if url is None:
+        from app.predict.local import Local
+
+        return nullcontext(Local.open(_settings(models=models), model, top_k=top_k, jobs=jobs))
+    if models:
+        _fail("--models is for answers without a server; with --url the server has its own.")
+    from app.predict.remote import Remote
+
+    return Remote(url, model, api_key=api_key, top_k=top_k, jobs=jobs)
 
 
 @cli.command()
@@ -167,46 +203,6 @@ def _repository(settings: Settings) -> Repository:
     from app.repository import Repository
 
     return Repository(settings.models, loader(settings.threads), settings.default_model)
-
-
-def _open_session(settings: Settings, model: str | None) -> Session:
-    from app.engine import loader
-    from app.errors import ServiceError
-    from models.packing.file import PackedFileError
-
-    try:
-        if model is not None and (model.endswith(".safetensors") or "/" in model):
-            return loader(settings.threads)(Path(model))
-        repository = _repository(settings)
-        repository.load_all()
-        return repository.find(model).ready_session()
-    except (PackedFileError, ServiceError) as error:
-        _fail(str(error))
-
-
-def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(found for found in path.rglob("*") if found.suffix.lower() in PICTURES)
-        else:
-            yield path
-
-
-def _predict(session: Session, path: Path, top_k: int, settings: Settings) -> dict[str, Any]:
-    from app.errors import ServiceError
-    from app.service import prepare_bytes, session_labels, top_predictions
-
-    answer: dict[str, Any] = {"path": str(path)}
-    try:
-        prepared = prepare_bytes(path.read_bytes(), session.file.header.input, settings.max_pixels)
-        logits = session.run(prepared.pixels[None])["logits"][0]
-        found = top_predictions(logits, session_labels(session), top_k)
-    except (OSError, ServiceError) as error:
-        return answer | {"error": error.strerror or str(error) if isinstance(error, OSError) else str(error)}
-    return answer | {
-        "image": {"width": prepared.width, "height": prepared.height},
-        "predictions": [{"label": p.label, "index": p.index, "score": round(p.score, 6)} for p in found],
-    }
 
 
 def _fail(message: str) -> NoReturn:
