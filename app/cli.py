@@ -89,6 +89,10 @@ def predict(
         typer.Option(envvar="SIGNET_API_KEY", show_envvar=True, help="Key for the server; better in the variable."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=1000, help="Classes for each picture.")] = 3,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y,W,H", help="Where a person is (repeatable); default: the whole picture is one."),
+    ] = None,
     kind: Annotated[
         Format | None,
         typer.Option("--format", help="Default: what the name of --out says (.jsonl, .csv), or a table."),
@@ -101,8 +105,9 @@ def predict(
 ) -> None:
     """Answer pictures: offline, exactly as the service would, or through a server.
 
-    A picture that has no answer is reported on its line, the others are answered, and the exit status is 1; 2 where
-    nothing could be begun. A server that is full or not ready is asked again for a minute.
+    A model of classes gives the best ones, a pose model people's keypoints. A picture that has no answer is reported on
+    its line, the others are answered, and the exit status is 1; 2 where nothing could be begun. A server that is full
+    or not ready is asked again for a minute.
 
     Example: signet predict photo.jpg holiday/ --top-k 1 --out answers.csv
     """
@@ -114,7 +119,9 @@ def predict(
     pictures = list(find_pictures(paths))
     chosen = kind or (Format.JSONL if as_json else None) or (format_of(out) if out else None) or Format.TABLE
     try:
-        with _predictor(url, api_key, model, models, top_k, jobs) as predictor:
+        with _predictor(url, api_key, model, models, top_k, box or [], jobs) as predictor:
+            if box and predictor.task != "pose":
+                _fail(f"--box is for pose models; this one does {predictor.task}.")
             failures = run(predictor, pictures, chosen, out)
     except PredictError as error:
         _fail(str(error))
@@ -124,17 +131,29 @@ def predict(
 
 
 def _predictor(
-    url: str | None, api_key: str | None, model: str | None, models: list[Path] | None, top_k: int, jobs: int | None
+    url: str | None,
+    api_key: str | None,
+    model: str | None,
+    models: list[Path] | None,
+    top_k: int,
+    box: list[str],
+    jobs: int | None,
 ) -> AbstractContextManager[Predictor]:
+    from app.poses import read_boxes
+
+    try:
+        boxes = read_boxes(box)
+    except ValueError as error:
+        _fail(f"--box: {error}")
     if url is None:
         from app.predict.local import Local
 
-        return nullcontext(Local.open(_settings(models=models), model, top_k=top_k, jobs=jobs))
+        return nullcontext(Local.open(_settings(models=models), model, top_k=top_k, boxes=boxes, jobs=jobs))
     if models:
         _fail("--models is for answers without a server; with --url the server has its own.")
     from app.predict.remote import Remote
 
-    return Remote(url, model, api_key=api_key, top_k=top_k, jobs=jobs)
+    return Remote(url, model, api_key=api_key, top_k=top_k, boxes=boxes, jobs=jobs)
 
 
 @cli.command()

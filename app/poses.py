@@ -2,7 +2,7 @@
 
 Where a request gives no boxes, the whole picture is one person. Sizes, boxes and keypoints speak of the upright picture
 (after its EXIF orientation); boxes are `x, y, width, height` by their edges, keypoints are pixel indices. Knows nothing
-of HTTP; `signet predict --pose` uses it as the service does.
+of HTTP; `signet predict` uses it as the service does.
 """
 
 from __future__ import annotations

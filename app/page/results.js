@@ -135,7 +135,9 @@ export function aboutModel(card) {
   const metrics = card.provenance?.metrics ?? {};
   const top1 = metrics.val_top1 ?? metrics.top1;
   const measured = typeof top1 === "number" ? ` Its training measured top-1 ${(top1 <= 1 ? 100 * top1 : top1).toFixed(1)} %.` : "";
-  if (card.task !== "classification") return `Finds the joints of people; sees each at ${width} × ${height} pixels.`;
+  if (card.task !== "classification") {
+    return `Finds ${card.keypoints.names.length} keypoints of each person, seen at ${width} × ${height} pixels.`;
+  }
   const few = card.labels.length <= 12 ? `: ${card.labels.join(", ")}` : "";
   return `Picks one of ${card.labels.length} classes at ${width} × ${height} pixels${few}.${measured}`;
 }

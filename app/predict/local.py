@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from app.api.answers import people_out
 from app.engine import available_cpus, loader
 from app.errors import ServiceError
+from app.poses import Box, find_people, session_keypoints
 from app.predict.answers import Answer, PredictError, failed, read, side_by_side
 from app.repository import Repository, Session
 from app.service import prepare_bytes, session_labels, top_predictions
@@ -17,15 +19,20 @@ from models.packing.file import PackedFileError
 class Local:
     """An engine session and what it is asked for."""
 
-    def __init__(self, session: Session, *, top_k: int, max_pixels: int, jobs: int | None = None) -> None:
+    def __init__(
+        self, session: Session, *, top_k: int, max_pixels: int, boxes: Sequence[Box] = (), jobs: int | None = None
+    ) -> None:
         self.session = session
         self.task = session.file.header.task
         self._top_k = top_k
+        self._boxes = boxes
         self._max_pixels = max_pixels
         self._jobs = jobs or available_cpus()
 
     @classmethod
-    def open(cls, settings: Settings, model: str | None, *, top_k: int, jobs: int | None = None) -> Local:
+    def open(
+        cls, settings: Settings, model: str | None, *, top_k: int, boxes: Sequence[Box] = (), jobs: int | None = None
+    ) -> Local:
         """A model of the repository by its name, or a packed file by its path. Raises PredictError."""
         try:
             if model is not None and (model.endswith(".safetensors") or "/" in model):
@@ -36,7 +43,7 @@ class Local:
                 session = repository.find(model).ready_session()
         except (PackedFileError, ServiceError) as error:
             raise PredictError(str(error)) from error
-        return cls(session, top_k=top_k, max_pixels=settings.max_pixels, jobs=jobs)
+        return cls(session, top_k=top_k, max_pixels=settings.max_pixels, boxes=boxes, jobs=jobs)
 
     def answers(self, paths: Iterable[Path]) -> Iterator[Answer]:
         """Decode and compute as many pictures at once as there are jobs."""
@@ -47,7 +54,7 @@ class Local:
         if not isinstance(data, bytes):
             return data
         try:
-            return {"path": str(path), **self._classify(data)}
+            return {"path": str(path), **(self._pose(data) if self.task == "pose" else self._classify(data))}
         except ServiceError as error:
             return failed(path, str(error))
 
@@ -58,4 +65,13 @@ class Local:
         return {
             "image": {"width": prepared.width, "height": prepared.height},
             "predictions": [{"label": p.label, "index": p.index, "score": round(p.score, 6)} for p in found],
+        }
+
+    def _pose(self, data: bytes) -> Answer:
+        keypoints = session_keypoints(self.session)
+        found = find_people(self.session, data, self._boxes, max_pixels=self._max_pixels)
+        return {
+            "image": {"width": found.width, "height": found.height},
+            "people": [person.model_dump() for person in people_out(found, keypoints)],
+            "skeleton": keypoints.skeleton,
         }

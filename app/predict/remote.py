@@ -6,6 +6,7 @@ Small pictures in requests of eight got two to three times as many answers a sec
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -45,7 +46,7 @@ class Remote:
         *,
         api_key: str | None = None,
         top_k: int,
-        boxes: Iterable[str] = (),
+        boxes: Sequence[Sequence[float]] = (),
         jobs: int | None = None,
     ) -> None:
         """Ask the server about the model. Raises PredictError where it does not answer, or refuses."""
@@ -57,7 +58,7 @@ class Remote:
             self._name, self.task = self._find(model)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PredictError(f"{url}: {_reason(error)}") from error
-        self._boxes = list(boxes)
+        self._boxes = boxes
         self._top_k = top_k
 
     def __enter__(self) -> Self:
@@ -140,8 +141,7 @@ class Remote:
             return {"model": self._name, "top_k": self._top_k}
         if not self._boxes:
             return {"model": self._name}
-        boxes = f"[{','.join(f'[{box}]' for box in self._boxes)}]"
-        return {"model": self._name, "boxes": f"[{','.join([boxes] * count)}]" if end else boxes}
+        return {"model": self._name, "boxes": json.dumps([self._boxes] * count if end else self._boxes)}
 
 
 def _groups(paths: Iterable[Path]) -> Iterator[list[Path]]:

@@ -77,6 +77,28 @@ def test_csv_has_a_row_a_class(server: Server, folder: Path) -> None:
     assert len(rows) == 4
 
 
+@pytest.mark.parametrize("server_too", [False, True], ids=["offline", "server"])
+@pytest.mark.parametrize("boxes", [[], ["10,8,30,36", "20.5,4,40,40"]], ids=["whole", "boxes"])
+def test_a_pose_model_gives_keypoints(
+    server: Server, zoo: Path, folder: Path, boxes: list[str], server_too: bool
+) -> None:
+    good = sorted(folder.glob("deep/picture*"))[:3]
+    where = ("--url", str(server.client.base_url)) if server_too else ("--models", zoo)
+    given = [word for box in boxes for word in ("--box", box)]
+    ended = signet("predict", *good, *where, "--model", "dots", *given, "--format", "csv")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = list(csv.DictReader(ended.stdout.splitlines()))
+    expected = []
+    for path in good:
+        parameters = {"model": "dots", "boxes": boxes}
+        reply = server.client.post("/v1/pose", content=path.read_bytes(), params=parameters)
+        for number, person in enumerate(reply.json()["people"], 1):
+            for point in person["keypoints"]:
+                expected.append([str(path), str(number), point["name"], point["x"], point["y"], point["score"]])
+    found = [[r["path"], r["person"], r["keypoint"], float(r["x"]), float(r["y"]), float(r["score"])] for r in rows]
+    assert found == expected
+
+
 def test_all_good_is_status_zero(server: Server, folder: Path) -> None:
     ended = signet("predict", folder / "deep", "--url", str(server.client.base_url))
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -124,6 +146,8 @@ def test_the_key_is_sent_and_asked_for(zoo: Path, folder: Path) -> None:
         (["--url", "SERVER", "--model", "nobody"], "There is no model 'nobody'."),
         (["--url", "SERVER", "--model", "../x"], "There is no"),
         (["--url", "SERVER", "--models", "."], "--models"),
+        (["--url", "SERVER", "--box", "1,2,3,4"], "--box is for pose models"),
+        (["--url", "SERVER", "--model", "dots", "--box", "1,2,3"], "--box: expected x,y,width,height"),
         (["--url", "SERVER", "--out", "/nowhere/a.csv"], "/nowhere/a.csv: No such file or directory"),
     ],
 )

@@ -25,7 +25,7 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 class Watched:
@@ -36,7 +36,7 @@ class Watched:
         self.address = address
         self.errors: list[str] = []
         self.requests: list[str] = []
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
@@ -63,10 +63,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that tells colours, and one that finds five joints."""
+    """A model that tells colours, and one that finds discs of six colours."""
     root = tmp_path_factory.mktemp("page-zoo")
     packed.write_colour(root / "colour" / "1" / "model.safetensors")
-    packed.write_pose(root / "joints" / "1" / "model.safetensors")
+    packed.write_dots(root / "joints" / "1" / "model.safetensors")
     return root
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.answers import item_problem, stages_ms
+from app.api.answers import item_problem, people_out, stages_ms
 from app.api.deps import (
     BatchUploadDep,
     PoseBatchParametersDep,
@@ -20,8 +20,6 @@ from app.api.schemas import (
     BatchTimingMs,
     CocoResult,
     ImageSize,
-    KeypointOut,
-    PersonOut,
     PoseAnswer,
     PoseBatchAnswer,
     PoseBatchItem,
@@ -69,7 +67,7 @@ async def pose(
         model=trace.model,
         version=trace.version,
         image=ImageSize(width=found.width, height=found.height),
-        people=_people(found, keypoints),
+        people=people_out(found, keypoints),
         skeleton=keypoints.skeleton,
         timing_ms=TimingMs(**stages_ms(trace)),
     )
@@ -108,22 +106,6 @@ async def pose_batch(
     )
 
 
-def _people(found: Poses, keypoints: Keypoints) -> list[PersonOut]:
-    return [
-        PersonOut(
-            box=person.box,
-            score=round(person.score, 4),
-            keypoints=[
-                KeypointOut(name=name, x=round(x, 2), y=round(y, 2), score=round(score, 4))
-                for name, (x, y), score in zip(
-                    keypoints.names, person.points.tolist(), person.scores.tolist(), strict=True
-                )
-            ],
-        )
-        for person in found.people
-    ]
-
-
 def _results(found: Poses, image_id: int) -> list[CocoResult]:
     return [CocoResult(**coco_result(image_id, person.points, person.scores)) for person in found.people]
 
@@ -134,4 +116,4 @@ def _item(index: int, found: Poses | ServiceError, keypoints: Keypoints, *, coco
     size = ImageSize(width=found.width, height=found.height)
     if coco:
         return PoseBatchItem(index=index, image=size, results=_results(found, index))
-    return PoseBatchItem(index=index, image=size, people=_people(found, keypoints))
+    return PoseBatchItem(index=index, image=size, people=people_out(found, keypoints))
