@@ -68,7 +68,8 @@ class Layout:
 class Step:
     """One call of the engine: what it reads and writes (names of stored values), and how to say it.
 
-    `ops` names the graph's ops that it covers, the producer first.
+    `ops` names the graph's ops that it covers, the producer first. `sums` are pairs of a stored value and a value that
+    was added to it on the way there: an element is read just before its sum is written, so both may share one place.
     """
 
     ops: list[str]
@@ -76,6 +77,8 @@ class Step:
     emit: Emit
     writes: list[str] = field(default_factory=list)
     stages: list[MakeStage] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    sums: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,7 @@ class _Planner:
                     self._channel_stage(step, _engine.Stage.shift, self._array(op.shift_out))
             case Add():
                 other = op.inputs[1] if op.inputs[0] == name else op.inputs[0]
-                step.reads.append(other)
+                step.added.append(other)
                 step.stages.append(lambda buffer: _engine.Stage.add(buffer(other)))
             case _:
                 raise EngineError(f"{_title(op)}: the engine does not know this op")
@@ -343,6 +346,7 @@ class _Planner:
 
     def _store(self, step: Step, name: str) -> None:
         self._write(step, name)
+        step.sums += [(name, added) for added in step.added]
         step.stages.append(lambda buffer: _engine.Stage.store(buffer(name)))
 
     @staticmethod
@@ -379,19 +383,30 @@ def _title(op: Op) -> str:
 
 
 def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str]) -> tuple[dict[str, int], int]:
-    """Offsets such that values alive at the same time never overlap; the largest values choose first."""
+    """Offsets such that values alive at the same time never overlap; the largest values choose first.
+
+    A sum takes the place of an addend that nothing reads any more.
+    """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         for name in step.writes:
             first[name] = last[name] = index
-        for name in step.reads:
+        for name in (*step.reads, *step.added):
             last[name] = index
     for name in forever:
         last[name] = len(steps)
+    place: dict[str, str] = {}
+    for index, step in enumerate(steps):
+        taken = set(step.reads)
+        for stored, added in step.sums:
+            if stored not in place and added not in taken and last[added] == index and _alike(layouts, stored, added):
+                taken.add(added)
+                place[stored] = place.get(added, added)
+                last[place[stored]] = max(last[place[stored]], last[stored])
     offsets: dict[str, int] = {}
     end = ALIGN_BYTES
-    for name in sorted(first, key=lambda n: (-layouts[n].bytes, first[n])):
+    for name in sorted(first.keys() - place.keys(), key=lambda n: (-layouts[n].bytes, first[n])):
         size = layouts[name].bytes
         rivals = sorted(
             (offsets[other], layouts[other].bytes)
@@ -405,4 +420,9 @@ def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str])
             at = max(at, begin + length)
         offsets[name] = at
         end = max(end, at + size)
-    return offsets, end
+    return offsets | {stored: offsets[root] for stored, root in place.items()}, end
+
+
+def _alike(layouts: dict[str, Layout], a: str, b: str) -> bool:
+    x, y = layouts[a], layouts[b]
+    return (x.value, x.stride) == (y.value, y.stride)

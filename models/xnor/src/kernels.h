@@ -12,9 +12,8 @@ namespace xnor {
 
 constexpr int kTilePixels = 6;
 constexpr int kLanes = 16;        // channels that `finish` handles at once; parameters are padded to it
-constexpr int kTileLanes = 96;    // channels of a tile buffer's row: 64, and room for a block that overhangs
-constexpr int kBinaryBlock = 32;  // output channels a block of a binary convolution, at most
-constexpr int kFloatBlock = 64;   // the same of a float convolution
+constexpr int kTileLanes = 128;   // channels of a tile buffer's row: 64, and room for a block that overhangs
+constexpr int kBlockLanes = 64;   // output channels a block of a convolution, at most
 constexpr int kWindowLanes = 64;  // channels of a tile buffer that count
 constexpr int kAlignBytes = 64;
 
@@ -28,12 +27,13 @@ struct Window {
     int64_t in_row, in_col;
 };
 
+// Bits are compared 32 at a time, so that a vector of 16 channels holds 16 counts; the window counts 64-bit words.
 struct BinaryTile {
     Window window;
     const uint64_t* input;
-    const uint64_t* weight;  // [rows][cols][run][lanes], with the strides below (in words)
+    const uint32_t* weight;  // [rows][cols][run][2][lanes], with the strides below (in halves of words)
     int64_t weight_row, weight_col;
-    int lanes;        // 8, 16 or 32
+    int lanes;        // 16, 32 or 64
     int32_t* counts;  // [pixels][kTileLanes]: differing bits
 };
 

@@ -64,16 +64,16 @@ struct Floats::Weight<true> {
 
 struct Words {
     using Vector = __m256i;
-    static constexpr int kLanes = 4;
+    static constexpr int kLanes = 8;
     static constexpr int kVectors = 2;
     static constexpr int kPixels = 3;
     static constexpr int kBudget = 31;
-    static constexpr bool kFinish = false;
+    static constexpr bool kFinish = true;
 
     static Vector zero() { return _mm256_setzero_si256(); }
-    static Vector load(const uint64_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
-    static Vector broadcast(const uint64_t* from) { return _mm256_set1_epi64x(static_cast<long long>(*from)); }
-    static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
+    static Vector load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static Vector broadcast(const uint32_t* from) { return _mm256_set1_epi32(static_cast<int>(*from)); }
+    static Vector add(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
         const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3,
                                                 1, 2, 2, 3, 2, 3, 3, 4);
@@ -83,11 +83,12 @@ struct Words {
         const __m256i high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(d, 4), nibble));
         return _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
     }
-    static Vector widen(Vector sum) { return _mm256_sad_epu8(sum, _mm256_setzero_si256()); }
-    static void store(int32_t* to, Vector sum) {
-        const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                         _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sum, even)));
+    static Vector widen(Vector sum) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(sum, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+    }
+    static void store(int32_t* to, Vector sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
+    static Floats::Vector counts(const Vector* sums, int group) {
+        return {_mm256_cvtepi32_ps(sums[2 * group]), _mm256_cvtepi32_ps(sums[2 * group + 1])};
     }
     static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
 };

@@ -12,27 +12,22 @@ namespace {
 
 struct Words {
     using Vector = __m512i;
-    static constexpr int kLanes = 8;
+    static constexpr int kLanes = 16;
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 6;  // x 4 vectors = 24 of 32 registers hold sums
     static constexpr int kBudget = 0;
     static constexpr bool kFinish = true;
 
     static Vector zero() { return _mm512_setzero_si512(); }
-    static Vector load(const uint64_t* from) { return _mm512_loadu_si512(from); }
-    static Vector broadcast(const uint64_t* from) { return _mm512_set1_epi64(static_cast<long long>(*from)); }
-    static Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
+    static Vector load(const uint32_t* from) { return _mm512_loadu_si512(from); }
+    static Vector broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+    static Vector add(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
-        return _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_xor_si512(x, w)));
+        return _mm512_add_epi32(sum, _mm512_popcnt_epi32(_mm512_xor_si512(x, w)));
     }
     static Vector widen(Vector sum) { return sum; }
-    static void store(int32_t* to, Vector sum) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(sum));
-    }
-    static __m512i pair(Vector a, Vector b) {
-        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        return _mm512_permutex2var_epi32(a, even, b);
-    }
+    static void store(int32_t* to, Vector sum) { _mm512_storeu_si512(to, sum); }
+    static __m512i counts(const Vector* sums, int group) { return sums[group]; }
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };
 

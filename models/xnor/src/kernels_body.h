@@ -1,5 +1,5 @@
 // The kernels, written once over two vector types that each instruction set's file supplies:
-//   Floats: 16 float lanes.                Words: 64-bit lanes and their population count.
+//   Floats: 16 float lanes.                Words: 32-bit lanes and their population count.
 // Each file includes this inside its own anonymous namespace and is compiled with its own flags; nothing
 // here may call an inline function of the standard library, whose one linked copy could come from a file
 // compiled for a newer machine.
@@ -129,10 +129,10 @@ void finish(const FinishTile& tile) {
     }
 }
 
-// ---- binary convolution: channels in lanes, the activation word broadcast --------------------------------
+// ---- binary convolution: channels in lanes, half an activation word broadcast ----------------------------
 
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
-// byte holds at most 255 / 8 = 31 words' counts, then `widen` moves them to 64-bit totals.
+// byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals.
 // With `out`, the counts go on to their values while still in registers; else to the tile buffer.
 template <int P, int NV, bool Finish, class W = Words>
 __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
@@ -140,18 +140,20 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
-        const uint64_t* pixel[P];
+        const uint32_t* pixel[P];
         Words::Vector sums[P * NV];
-        repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[first_pixel + p]; });
+        repeat<P>([&](auto p) XNOR_INLINE {
+            pixel[p] = reinterpret_cast<const uint32_t*>(tile.input + window.in_offset[first_pixel + p]);
+        });
         repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
         Words::Vector totals[Words::kBudget != 0 ? P * NV : 1];
         if constexpr (Words::kBudget != 0) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = Words::zero(); });
         int budget = Words::kBudget;
         for (int row = 0; row < window.rows; ++row) {
             for (int col = 0; col < window.cols; ++col) {
-                const uint64_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
-                int64_t at = row * window.in_row + col * window.in_col;
-                int64_t left = window.run;
+                const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
+                int64_t at = 2 * (row * window.in_row + col * window.in_col);
+                int64_t left = 2 * window.run;
                 while (left > 0) {
                     int64_t part = left;
                     if constexpr (Words::kBudget != 0) {
@@ -186,11 +188,9 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
             repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
         if constexpr (Finish) {
             const Floats::Vector total = Floats::set1(out->total);
-            repeat<NV / 2>([&](auto v) XNOR_INLINE {
+            repeat<NV * Words::kLanes / kLanes>([&](auto v) XNOR_INLINE {
                 Floats::Vector x[P];
-                repeat<P>([&](auto p) XNOR_INLINE {
-                    x[p] = Floats::minus_twice(total, W::pair(sums[p * NV + 2 * v], sums[p * NV + 2 * v + 1]));
-                });
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::minus_twice(total, W::counts(sums + p * NV, v)); });
                 run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
             });
         } else {
@@ -206,12 +206,14 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
 template <int P, bool Finish>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kWide = Words::kVectors * Words::kLanes;
-    constexpr int kNarrow = (Finish ? kLanes : 8) / Words::kLanes;
+    constexpr int kNarrow = kLanes / Words::kLanes;
     int lane = 0;
     for (; lane + kWide <= tile.lanes; lane += kWide)
         count_block<P, Words::kVectors, Finish>(tile, begin, end, lane, out);
-    for (; lane < tile.lanes; lane += kNarrow * Words::kLanes)
-        count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
+    if constexpr (Words::kVectors > 2 * kNarrow)
+        for (; lane + 2 * kLanes <= tile.lanes; lane += 2 * kLanes)
+            count_block<P, 2 * kNarrow, Finish>(tile, begin, end, lane, out);
+    for (; lane < tile.lanes; lane += kLanes) count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
 }
 
 template <bool Finish>
@@ -237,7 +239,7 @@ inline void count_tile(const BinaryTile& tile, const FinishTile* out) {
 
 void binary(const BinaryTile& tile, const FinishTile* out) {
     if (!out) return count_tile<false>(tile, nullptr);
-    if (Words::kFinish && tile.lanes % kLanes == 0) return count_tile<Words::kFinish>(tile, out);
+    if (Words::kFinish) return count_tile<Words::kFinish>(tile, out);
     BinaryTile part = tile;
     FinishTile finished = *out;
     for (int first = 0; first < tile.window.pixels; first += kTilePixels) {
@@ -252,25 +254,26 @@ void binary(const BinaryTile& tile, const FinishTile* out) {
 
 // The same work on registers alone: what the machine could do if memory and loops cost nothing.
 int64_t ceiling(int64_t rounds) {
-    Words::Vector sums[Words::kPixels][Words::kVectors];
-    Words::Vector w[Words::kVectors];
-    const uint64_t seed[8] = {1, 2, 3, 4, 5, 6, 7, 8};
-    for (auto& weight : w) {
-        weight = Words::load(seed);
-        Words::keep(weight);
-    }
-    for (auto& row : sums)
-        for (auto& sum : row) sum = Words::zero();
+    constexpr int kSums = Words::kPixels * Words::kVectors;
+    Words::Vector sums[kSums], w[Words::kVectors];
+    const uint32_t seed[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    repeat<Words::kVectors>([&](auto v) XNOR_INLINE {
+        w[v] = Words::load(seed);
+        Words::keep(w[v]);
+    });
+    repeat<kSums>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
     Words::Vector x = Words::broadcast(seed);
     for (int64_t round = 0; round < rounds; ++round) {
-        for (auto& row : sums) {
-            for (int v = 0; v < Words::kVectors; ++v) row[v] = Words::add_count(row[v], x, w[v]);
+        repeat<Words::kPixels>([&](auto p) XNOR_INLINE {
+            repeat<Words::kVectors>([&](auto v) XNOR_INLINE {
+                Words::Vector& sum = sums[p * Words::kVectors + v];
+                sum = Words::add_count(sum, x, w[v]);
+            });
             Words::keep(x);  // or the compiler would see that the next row adds the same counts
-        }
+        });
     }
-    for (auto& row : sums)
-        for (auto& sum : row) Words::keep(sum);
-    return rounds * Words::kPixels * Words::kVectors * Words::kLanes * 64;
+    repeat<kSums>([&](auto i) XNOR_INLINE { Words::keep(sums[i]); });
+    return rounds * Words::kPixels * Words::kVectors * Words::kLanes * 32;
 }
 
 // ---- float convolution ------------------------------------------------------------------------------------

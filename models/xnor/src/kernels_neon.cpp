@@ -11,23 +11,23 @@ namespace {
 #include "floats_portable.h"
 
 struct Words {
-    using Vector = uint64x2_t;
-    static constexpr int kLanes = 2;
+    using Vector = uint32x4_t;
+    static constexpr int kLanes = 4;
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 3;  // x 4 vectors = 12 of 32 registers hold byte counts, 12 their totals
     static constexpr int kBudget = 31;
     static constexpr bool kFinish = false;
 
-    static Vector zero() { return vdupq_n_u64(0); }
-    static Vector load(const uint64_t* from) { return vld1q_u64(from); }
-    static Vector broadcast(const uint64_t* from) { return vld1q_dup_u64(from); }
-    static Vector add(Vector a, Vector b) { return vaddq_u64(a, b); }
+    static Vector zero() { return vdupq_n_u32(0); }
+    static Vector load(const uint32_t* from) { return vld1q_u32(from); }
+    static Vector broadcast(const uint32_t* from) { return vld1q_dup_u32(from); }
+    static Vector add(Vector a, Vector b) { return vaddq_u32(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
-        const uint8x16_t counts = vcntq_u8(vreinterpretq_u8_u64(veorq_u64(x, w)));
-        return vreinterpretq_u64_u8(vaddq_u8(vreinterpretq_u8_u64(sum), counts));
+        const uint8x16_t counts = vcntq_u8(vreinterpretq_u8_u32(veorq_u32(x, w)));
+        return vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(sum), counts));
     }
-    static Vector widen(Vector sum) { return vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u64(sum)))); }
-    static void store(int32_t* to, Vector sum) { vst1_s32(to, vreinterpret_s32_u32(vmovn_u64(sum))); }
+    static Vector widen(Vector sum) { return vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_u32(sum))); }
+    static void store(int32_t* to, Vector sum) { vst1q_s32(to, vreinterpretq_s32_u32(sum)); }
     static void keep(Vector& x) { asm volatile("" : "+w"(x)); }
 };
 

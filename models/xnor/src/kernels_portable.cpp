@@ -9,36 +9,32 @@ namespace {
 #include "floats_portable.h"
 
 struct Words {
-    typedef uint64_t Vector __attribute__((vector_size(16)));
-    static constexpr int kLanes = 2;
+    typedef uint32_t Vector __attribute__((vector_size(16)));
+    static constexpr int kLanes = 4;
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 1;
     static constexpr int kBudget = 31;
     static constexpr bool kFinish = false;
 
     static Vector zero() { return Vector{}; }
-    static Vector load(const uint64_t* from) {
+    static Vector load(const uint32_t* from) {
         Vector x;
         __builtin_memcpy(&x, from, sizeof x);
         return x;
     }
-    static Vector broadcast(const uint64_t* from) { return Vector{*from, *from}; }
+    static Vector broadcast(const uint32_t* from) { return Vector{*from, *from, *from, *from}; }
     static Vector add(Vector a, Vector b) { return a + b; }
     static Vector add_count(Vector sum, Vector x, Vector w) {
         Vector d = x ^ w;
-        d -= (d >> 1) & 0x5555555555555555u;
-        d = (d & 0x3333333333333333u) + ((d >> 2) & 0x3333333333333333u);
-        return sum + ((d + (d >> 4)) & 0x0f0f0f0f0f0f0f0fu);  // eight byte counts; no byte overflows in 31 words
+        d -= (d >> 1) & 0x55555555u;
+        d = (d & 0x33333333u) + ((d >> 2) & 0x33333333u);
+        return sum + ((d + (d >> 4)) & 0x0f0f0f0fu);  // four byte counts; no byte overflows in 31 steps
     }
     static Vector widen(Vector sum) {
-        sum = (sum & 0x00ff00ff00ff00ffu) + ((sum >> 8) & 0x00ff00ff00ff00ffu);
-        sum += sum >> 16;
-        return (sum + (sum >> 32)) & 0xffffu;
+        sum = (sum & 0x00ff00ffu) + ((sum >> 8) & 0x00ff00ffu);
+        return (sum + (sum >> 16)) & 0xffffu;
     }
-    static void store(int32_t* to, Vector sum) {
-        to[0] = static_cast<int32_t>(sum[0]);
-        to[1] = static_cast<int32_t>(sum[1]);
-    }
+    static void store(int32_t* to, Vector sum) { __builtin_memcpy(to, &sum, sizeof sum); }
     static void keep(Vector& x) { asm volatile("" : "+m"(x)); }
 };
 

@@ -205,7 +205,9 @@ private:
             BinaryTile to;
             place(to, tile, block, run);
             to.input = reinterpret_cast<const uint64_t*>(input) + block.input + run.input;
-            to.weight = static_cast<const uint64_t*>(block.weight) + weight_start;
+            to.weight = static_cast<const uint32_t*>(block.weight) + 2 * weight_start;
+            to.weight_col *= 2;
+            to.weight_row *= 2;
             to.counts = buffer + block.at;
             kernels_.binary(to, out);
         } else {
@@ -520,8 +522,9 @@ void Program::binary_conv2d(const Buffer& input, int height, int width, int out_
     require(groups == 1 || elements * groups <= input.stride, "binary_conv2d: groups are not apart");
     const int64_t taps = static_cast<int64_t>(sliding.kernel[0]) * sliding.kernel[1];
     require(taps * group_channels < 1 << 24, "binary_conv2d: sums are beyond 2^24");
-    Blocks cut = cut_channels(out_channels, groups, elements, 8, kBinaryBlock);
-    pack_weights(weight, taps * elements, cut, store_);
+    Blocks cut = cut_channels(out_channels, groups, elements, kLanes, kBlockLanes);
+    // Little-endian words are pairs of halves in memory, low half first.
+    pack_weights(reinterpret_cast<const uint32_t*>(weight), 2 * taps * elements, cut, store_);
     steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, group_channels, elements, false,
                                                 geometry(input, height, width, sliding), std::move(cut),
                                                 stages(specs, static_cast<int64_t>(height) * width, out_channels)));
@@ -534,7 +537,7 @@ void Program::conv2d(const Buffer& input, int height, int width, int out_channel
             "conv2d: groups do not fit");
     const int64_t elements = input.channels / groups;
     const int64_t per_channel = elements * sliding.kernel[0] * sliding.kernel[1];
-    Blocks cut = cut_channels(out_channels, groups, elements, kLanes, kFloatBlock);
+    Blocks cut = cut_channels(out_channels, groups, elements, kLanes, kBlockLanes);
     if (half)
         pack_weights(static_cast<const uint16_t*>(weight), per_channel, cut, store_);
     else
