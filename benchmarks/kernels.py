@@ -31,8 +31,8 @@ def program(shape: dict[str, Any], isa: str) -> tuple[_engine.Program, int]:
     side = window(size, shape["kernel"], shape["stride"], shape["padding"])
     room = -(-size * size * words(channels) * 8 // 64) * 64
     made = _engine.Program(isa, room + side * side * out * 4, 1, 1, 1)
-    source = _engine.Buffer(True, 0, size, size, channels, words(channels))
-    target = _engine.Buffer(False, room, side, side, out, out)
+    source = _engine.Buffer("bits", 0, size, size, channels, words(channels))
+    target = _engine.Buffer("float", room, side, side, out, out)
     pair = {name: (shape[name], shape[name]) for name in ("kernel", "stride", "padding")}
     taps = shape["kernel"] ** 2
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.latent import assign_latents, reconstruct_once
 from models.pose import STRIDE
-from models.units import BinaryNetworkConfig, conv_unit, tail
+from models.units import BinaryNetworkConfig, conv_unit, pointwise, stem_conv, tail
 
 
 class HourglassConfig(BinaryNetworkConfig):
@@ -77,7 +77,7 @@ class StackedHourglass(nn.Module):
         self.config = config
         width, half, size = config.width, config.input_size // 2, config.heatmap_size
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 7, 2, 3, bias=False),
+            stem_conv(width // 4, 7, 2, config),
             nn.BatchNorm2d(width // 4),
             Block(width // 4, width // 2, half, config),
             nn.MaxPool2d(2),
@@ -90,9 +90,11 @@ class StackedHourglass(nn.Module):
             )
             for _ in range(config.stacks)
         )
-        self.heads = nn.ModuleList(nn.Conv2d(width, config.keypoints, 1) for _ in range(config.stacks))
-        self.features_back = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(config.stacks - 1))
-        self.heatmaps_back = nn.ModuleList(nn.Conv2d(config.keypoints, width, 1) for _ in range(config.stacks - 1))
+        self.heads = nn.ModuleList(pointwise(width, config.keypoints, config, bias=True) for _ in range(config.stacks))
+        self.features_back = nn.ModuleList(pointwise(width, width, config, bias=True) for _ in range(config.stacks - 1))
+        self.heatmaps_back = nn.ModuleList(
+            pointwise(config.keypoints, width, config, bias=True) for _ in range(config.stacks - 1)
+        )
         self._initialise_real_layers()
         self.holistic = nn.ModuleDict() if config.real else assign_latents(self, config.latent)
 
@@ -150,7 +152,7 @@ class Block(nn.Module):
         self.third = conv_unit(quarter, quarter, 3, 1, size, config)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            conv = pointwise(in_channels, out_channels, config, bias=False)
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.latent import assign_latents, reconstruct_once
-from models.units import BinaryNetworkConfig, conv_unit, tail
+from models.units import BinaryNetworkConfig, conv_unit, linear_head, pointwise, stem_conv, tail
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -71,10 +71,10 @@ class ResNet(nn.Module):
         widths = [max(8, round(64 * 2**stage * config.width / 8) * 8) for stage in range(4)]
         size = config.input_size
         if config.stem == "cifar":
-            self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]))
+            self.stem = nn.Sequential(stem_conv(widths[0], 3, 1, config), nn.BatchNorm2d(widths[0]))
         else:
             self.stem = nn.Sequential(
-                nn.Conv2d(3, widths[0], 7, 2, 3, bias=False),
+                stem_conv(widths[0], 7, 2, config),
                 nn.BatchNorm2d(widths[0]),
                 nn.MaxPool2d(3, 2, 1),
             )
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.tail = tail(channels, config)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(channels, config.classes)
+        self.head = linear_head(channels, config.classes, config)
         self._initialise_real_layers()
         self.holistic = nn.ModuleDict() if config.real else assign_latents(self, config.latent)
 
@@ -135,5 +135,5 @@ def _shape_shortcut(
     if config.shortcut == "binary" and not config.real:
         return conv_unit(in_channels, out_channels, 1, stride, output_size, config)
     pool: nn.Module = nn.Identity() if stride == 1 else nn.AvgPool2d(stride)
-    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    conv = pointwise(in_channels, out_channels, config, bias=False)
     return nn.Sequential(pool, conv, nn.BatchNorm2d(out_channels))

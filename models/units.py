@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from models.latent import BinaryConv2d, LatentConfig, RPReLU, ScaleKind, Sign, SteKind
+from models.quantized import Int8Conv2d, Int8Linear, PixelConv2d
 
 ActivationKind = Literal["none", "relu", "prelu", "rprelu"]
 
@@ -17,6 +18,7 @@ class BinaryNetworkConfig(BaseModel):
 
     activation : what follows each binary convolution.
     latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
+    real_weights : what stays real, stem, 1x1 convolutions and head, in `float32` or `int8`, see `models.quantized`.
     real : build the real-valued twin; the binary settings are then without effect.
     """
 
@@ -27,7 +29,13 @@ class BinaryNetworkConfig(BaseModel):
     scale: ScaleKind = "channel"
     weight_ste: SteKind = "clip"
     activation_ste: SteKind = "clip"
+    real_weights: Literal["float32", "int8"] = "float32"
     real: bool = False
+
+    @property
+    def int8(self) -> bool:
+        """Whether stem, 1x1 convolutions and head have 8-bit weights."""
+        return self.real_weights == "int8" and not self.real
 
     @property
     def weights(self) -> str:
@@ -61,6 +69,25 @@ def conv_unit(
         output_size=(output_size, output_size),
     )
     return nn.Sequential(norm, Sign(config.activation_ste), binary, activation(config.activation, out_channels))
+
+
+def stem_conv(out_channels: int, kernel: int, stride: int, config: BinaryNetworkConfig) -> nn.Conv2d:
+    """The convolution of the picture, without bias; it pads half its kernel."""
+    if config.int8:
+        return PixelConv2d(out_channels, kernel, stride, kernel // 2)
+    return nn.Conv2d(3, out_channels, kernel, stride, kernel // 2, bias=False)
+
+
+def pointwise(in_channels: int, out_channels: int, config: BinaryNetworkConfig, *, bias: bool) -> nn.Conv2d:
+    """A real 1x1 convolution."""
+    if config.int8:
+        return Int8Conv2d(in_channels, out_channels, bias)
+    return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+
+def linear_head(in_features: int, out_features: int, config: BinaryNetworkConfig) -> nn.Linear:
+    """The classifier's last layer."""
+    return (Int8Linear if config.int8 else nn.Linear)(in_features, out_features)
 
 
 def tail(channels: int, config: BinaryNetworkConfig) -> nn.Sequential:

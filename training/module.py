@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.networks import build
+from models.quantized import set_pixels
 from models.packing.file import InputSpec
 from training import optimizer, schedule
 from training.recipe import Recipe, check_recipe
@@ -42,6 +43,7 @@ class NetworkModule(LightningModule):
         self.recipe: Recipe = check_recipe(recipe, "checkpoint")
         self.spec = InputSpec.model_validate(input)
         self.network = build(self.recipe.model)
+        set_pixels(self.network, self.spec.mean, self.spec.std)
         if self.recipe.training.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.recipe.training.compile:

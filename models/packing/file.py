@@ -31,6 +31,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "U64": np.dtype("<u8"),
     "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
 }
 
 

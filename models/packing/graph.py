@@ -27,6 +27,9 @@ MAX_VALUE_ELEMENTS = 1 << 28
 MAX_OPS = 10_000
 WORD_BITS = 64
 
+MAX_EXACT_SUM = 1 << 24
+"""Integer sums stay below this, so that float32 holds each exactly."""
+
 FLOAT_DTYPES = ("F32", "F16")
 
 
@@ -36,7 +39,7 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A stored tensor's safetensors dtype (`F32`, `F16`, `U64`, `U8`) and shape."""
+    """A stored tensor's safetensors dtype (`F32`, `F16`, `U64`, `U8`, `I8`) and shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -44,7 +47,7 @@ class TensorInfo:
     @property
     def bytes(self) -> int:
         """Size in bytes."""
-        return prod(self.shape) * {"F32": 4, "F16": 2, "U64": 8, "U8": 1}[self.dtype]
+        return prod(self.shape) * {"F32": 4, "F16": 2, "U64": 8, "U8": 1, "I8": 1}[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Kernel = tuple[Annotated[int, Field(ge=1, le=31)], Annotated[int, Field(ge=1, le=31)]]
 Stride = tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]]
+Level = Annotated[int, Field(ge=0, le=255)]
 Padding = tuple[Annotated[int, Field(ge=0, le=64)], Annotated[int, Field(ge=0, le=64)]]
 Dilation = tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]]
 
@@ -203,6 +207,57 @@ class Conv2d(_Conv):
         x = ctx.value("input", self.input, "float")
         out = self._output(ctx, x)
         ctx.tensor("weight", self.weight, FLOAT_DTYPES, (self.out_channels, *self.kernel, x.channels // self.groups))
+        return out
+
+
+class PixelConv2d(_Conv):
+    """Convolution of the picture with 8-bit weights: pixels -> float, `(acc * scale) + bias` in this order.
+
+    `acc` is the exact integer sum of `weight * (pixel - zero)` over the taps inside the picture, pixels from 0 to 255;
+    `zero` is the pixel that counts as nothing, a channel. `weight` I8 `[out_channels, kh, kw, 3]`, `scale`
+    `[out_channels]`.
+    """
+
+    op: Literal["pixel_conv2d"] = "pixel_conv2d"
+    input: Literal["image"] = "image"
+    groups: Literal[1] = 1
+    dilation: tuple[Literal[1], Literal[1]] = (1, 1)
+    zero: tuple[Level, Level, Level]
+    scale: Name
+
+    def infer(self, ctx: Context) -> Value:
+        x = ctx.value("input", self.input, "float")
+        out = self._output(ctx, x)
+        ctx.tensor("weight", self.weight, ("I8",), (self.out_channels, *self.kernel, 3))
+        ctx.tensor("scale", self.scale, FLOAT_DTYPES, (self.out_channels,))
+        if prod(self.kernel) * 3 * 255 * 128 >= MAX_EXACT_SUM:
+            raise ctx.fail(f"kernel: sums over {self.kernel} reach {MAX_EXACT_SUM}")
+        return out
+
+
+class Int8Conv2d(_Conv):
+    """1x1 convolution with 8-bit weights and activations: float -> float, `acc * step * scale + bias` in this order.
+
+    Of each pixel, m = the largest |x| of its channels, step = m / 127, q = round(x * (127 / m)), half to even; where m
+    is not between 1e-30 and 1e30, q and step are 0. `acc` is the exact integer sum of `weight * q`. `weight` I8
+    `[out_channels, 1, 1, channels]`, `scale` `[out_channels]`.
+    """
+
+    op: Literal["int8_conv2d"] = "int8_conv2d"
+    kernel: tuple[Literal[1], Literal[1]] = (1, 1)
+    stride: tuple[Literal[1], Literal[1]] = (1, 1)
+    dilation: tuple[Literal[1], Literal[1]] = (1, 1)
+    padding: tuple[Literal[0], Literal[0]] = (0, 0)
+    groups: Literal[1] = 1
+    scale: Name
+
+    def infer(self, ctx: Context) -> Value:
+        x = ctx.value("input", self.input, "float")
+        out = self._output(ctx, x)
+        ctx.tensor("weight", self.weight, ("I8",), (self.out_channels, 1, 1, x.channels))
+        ctx.tensor("scale", self.scale, FLOAT_DTYPES, (self.out_channels,))
+        if x.channels * 127 * 128 >= MAX_EXACT_SUM:
+            raise ctx.fail(f"input: sums over {x.channels} channels reach {MAX_EXACT_SUM}")
         return out
 
 
@@ -368,6 +423,8 @@ class Upsample(Unary):
 
 AnyOp = Annotated[
     Conv2d
+    | PixelConv2d
+    | Int8Conv2d
     | BinaryConv2d
     | Threshold
     | Affine

@@ -17,6 +17,7 @@ from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, 
 from models.packing.graph import Conv2d, Graph
 from models.packing.summary import totals
 from models.packing.trace import PackingError, Traced, trace
+from models.quantized import PixelConv2d
 
 __all__ = ["PackingError", "pack_checkpoint", "pack_network"]
 
@@ -49,6 +50,7 @@ def pack_network(
 
     Raises PackingError naming the module that the format cannot represent.
     """
+    _must_read_these_pixels(network, input_spec)
     traced = trace(network, OUTPUTS[task])
     if half:
         _halve_real_weights(traced)
@@ -66,6 +68,15 @@ def pack_network(
     sums = totals(write(path, header, traced.tensors))
     sizes = Sizes(packed_bytes=sums.packed_bytes, float32_bytes=sums.float32_bytes)
     return write(path, header.model_copy(update={"sizes": sizes}), traced.tensors)
+
+
+def _must_read_these_pixels(network: nn.Module, spec: InputSpec) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, PixelConv2d):
+            for field, expected in (("mean", spec.mean), ("std", spec.std)):
+                found = getattr(module, f"pixel_{field}")
+                if not torch.allclose(found, torch.tensor(expected, dtype=found.dtype, device=found.device)):
+                    raise PackingError(f"{name}: was trained with {field} {found.tolist()}, the input says {expected}")
 
 
 def _halve_real_weights(traced: Traced) -> None:

@@ -128,13 +128,14 @@ def _weights(op: g.Op, name: str, packed: PackedFile) -> int:
 def _precision(op: g.Op, packed: PackedFile) -> tuple[str, str]:
     if isinstance(op, g.BinaryConv2d):
         return "1-bit", "sign of its latent"
-    if isinstance(op, g.Conv2d):
+    if isinstance(op, g.Conv2d | g.PixelConv2d | g.Int8Conv2d):
+        precision = "float" if isinstance(op, g.Conv2d) else "8-bit"
         out = packed.values[op.output]
         if op.input == g.Graph.image:
-            return "float", "stem: reads pixels"
+            return precision, "stem: reads pixels"
         if op.output in packed.header.graph.outputs.values() or (out.height, out.width) == (1, 1):
-            return "float", "head"
-        return "float", "real shortcut" if op.kernel == (1, 1) else "real in the trained network"
+            return precision, "head"
+        return precision, "real shortcut" if op.kernel == (1, 1) else "real in the trained network"
     if isinstance(op, g.Threshold):
         return "float", "batch norm and sign, folded"
     return "float", {"prelu": "activation", "affine": "batch norm"}.get(op.op, "")  # type: ignore[attr-defined]

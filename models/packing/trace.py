@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from models.latent import BinaryConv2d, BinaryLinear, RPReLU, Sign, reconstruct_once
 from models.latent.scale import OutputScale
 from models.packing import graph as g
+from models.quantized import Int8Conv2d, Int8Linear, PixelConv2d, quantize_weight
 
 
 class PackingError(ValueError):
@@ -61,7 +62,7 @@ class _Tracer(fx.Tracer):
     """Traces down to torch's own layers and ours."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, BinaryConv2d | BinaryLinear | RPReLU | Sign)
+        ours = isinstance(m, BinaryConv2d | BinaryLinear | RPReLU | Sign | PixelConv2d | Int8Conv2d | Int8Linear)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -232,6 +233,58 @@ class _Lowering:
         assert isinstance(module, nn.Linear)
         self._real(node, source, x, module.weight[:, :, None, None], module.bias)
 
+    def _pixel_conv(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, PixelConv2d)
+        if x != g.Graph.image:
+            raise PackingError(f"{source}: reads pixels, so its input has to be the network's")
+        weight, scale = module.integers()
+        zero = tuple(int(level) for level in module.zero.tolist())
+        if not all(0 <= level <= 255 for level in zero):
+            raise PackingError(f"{source}: pixel_mean is {module.pixel_mean.tolist()}, expected numbers from 0 to 1")
+        self._integers(
+            node, g.PixelConv2d, source, x, weight, scale, None,
+            stride=module.stride, padding=module.padding, zero=zero,
+        )  # fmt: skip
+
+    def _int8(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, Int8Conv2d | Int8Linear)
+        weight, scale = quantize_weight(module.weight)
+        if isinstance(module, Int8Linear):
+            weight = weight[:, :, None, None]
+        self._integers(node, g.Int8Conv2d, source, x, weight, scale, module.bias)
+
+    def _integers(
+        self,
+        node: fx.Node,
+        op: type[g.Op],
+        source: str,
+        x: str,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        **fields: Any,
+    ) -> None:
+        """A convolution of integers; a batch norm behind it goes into scale and bias."""
+        norm_node = self.folded.get(node)
+        if norm_node is not None:
+            norm = self._module_of(norm_node)
+            assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+            gain, shift = batch_norm_affine(norm)
+            scale = (scale.double() * gain.double()).float()
+            bias = shift if bias is None else (bias.double() * gain.double() + shift.double()).float()
+        self._emit(
+            node,
+            op,
+            source,
+            input=x,
+            weight=self._store(f"{source}.weight", weight.permute(0, 2, 3, 1), np.int8),
+            scale=self._store(f"{source}.scale", scale),
+            bias=None if bias is None else self._store(f"{source}.bias", bias),
+            out_channels=weight.shape[0],
+            kernel=tuple(weight.shape[2:]),
+            **fields,
+        )
+
     def _real(
         self, node: fx.Node, source: str, x: str, weight: Tensor, bias: Tensor | None, **convolution: Any
     ) -> None:
@@ -366,6 +419,8 @@ class _Lowering:
         self._emit(node, g.Upsample, source, input=x, factor=int(factor))
 
     _LOWERINGS: tuple[tuple[Any, Callable[..., None]], ...] = (
+        (PixelConv2d, _pixel_conv),
+        ((Int8Conv2d, Int8Linear), _int8),
         (nn.Conv2d, _conv),
         (nn.Linear, _linear),
         ((BinaryConv2d, BinaryLinear), _binary),

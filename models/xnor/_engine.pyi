@@ -8,7 +8,7 @@ def available_isas() -> list[str]: ...
 def ceiling(isa: str, seconds: float) -> float: ...
 
 class Buffer:
-    def __init__(self, bits: bool, offset: int, height: int, width: int, channels: int, stride: int) -> None: ...
+    def __init__(self, kind: str, offset: int, height: int, width: int, channels: int, stride: int) -> None: ...
 
 class Sliding:
     def __init__(
@@ -27,6 +27,8 @@ class Stage:
     @staticmethod
     def pixel_scale(pixel: NDArray[np.float32]) -> Stage: ...
     @staticmethod
+    def pixel_scale_at(buffer: Buffer) -> Stage: ...
+    @staticmethod
     def prelu(slope: NDArray[np.float32]) -> Stage: ...
     @staticmethod
     def relu() -> Stage: ...
@@ -36,6 +38,9 @@ class Stage:
     def store(buffer: Buffer) -> Stage: ...
     @staticmethod
     def bits(buffer: Buffer, threshold: NDArray[np.float32], sign: NDArray[np.float32]) -> Stage: ...
+
+class FollowingPool:
+    def __init__(self, height: int, width: int, sliding: Sliding, stages: Sequence[Stage]) -> None: ...
 
 class Program:
     def __init__(self, isa: str, arena_bytes: int, threads: int, height: int, width: int) -> None: ...
@@ -60,6 +65,30 @@ class Program:
         sliding: Sliding,
         groups: int,
         weight: NDArray[Any],
+        stages: Sequence[Stage],
+    ) -> None: ...
+    def padded_pixels(self, output: Buffer, padding: tuple[int, int], zero: tuple[int, int, int]) -> None: ...
+    def pixel_conv2d(
+        self,
+        input: Buffer,
+        height: int,
+        width: int,
+        out_channels: int,
+        sliding: Sliding,
+        zero: tuple[int, int, int],
+        weight: NDArray[np.int8],
+        stages: Sequence[Stage],
+        pool: FollowingPool | None,
+    ) -> None: ...
+    def quantize(self, input: Buffer, bytes: Buffer, scales: Buffer) -> None: ...
+    def byte_conv2d(
+        self,
+        input: Buffer,
+        height: int,
+        width: int,
+        out_channels: int,
+        sliding: Sliding,
+        weight: NDArray[np.int8],
         stages: Sequence[Stage],
     ) -> None: ...
     def pool2d(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from models.packing.file import PackedFile, PackedFileError
 from models.packing.graph import (
+    MAX_EXACT_SUM,
     Add,
     Affine,
     AvgPool2d,
@@ -27,8 +28,10 @@ from models.packing.graph import (
     Conv2d,
     GlobalAvgPool,
     Graph,
+    Int8Conv2d,
     MaxPool2d,
     Op,
+    PixelConv2d,
     Prelu,
     Threshold,
     Upsample,
@@ -41,8 +44,8 @@ from models.xnor.errors import EngineError
 ALIGN_BYTES = 64
 LANES = 16
 MAX_ARENA_BYTES = 8 << 30
-MAX_ACCUMULATOR = 1 << 24
-"""Sums of +-1 products stay below this, so that float32 holds each exactly."""
+POOLED_ROWS_BYTES = 256 << 10
+"""What the engine keeps of a map that is pooled as it is made."""
 
 Arrays = Callable[[str], NDArray[np.float32]]
 Buffers = Callable[[str], _engine.Buffer]
@@ -52,15 +55,24 @@ Emit = Callable[[_engine.Program, Buffers, list[_engine.Stage]], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a stored value lies in the arena: `stride` elements (floats or words) from pixel to pixel."""
+    """How a stored value lies in the arena: `stride` elements (floats, words or bytes) from pixel to pixel.
+
+    `as_bytes` : a float value kept as bytes, the picture's pixels or quantised activations.
+    """
 
     value: Value
     stride: int
+    as_bytes: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What its elements are: `float`, `bits` or `bytes`."""
+        return "bytes" if self.as_bytes else self.value.kind
 
     @property
     def bytes(self) -> int:
         """Size in the arena, a multiple of the alignment."""
-        size = self.value.height * self.value.width * self.stride * (8 if self.value.kind == "bits" else 4)
+        size = self.value.height * self.value.width * self.stride * {"float": 4, "bits": 8, "bytes": 1}[self.kind]
         return -(-size // ALIGN_BYTES) * ALIGN_BYTES
 
 
@@ -113,9 +125,7 @@ def build(file: PackedFile, plan: Plan, *, isa: str, threads: int) -> _engine.Pr
     def buffer(name: str) -> _engine.Buffer:
         layout = plan.layouts[name]
         value = layout.value
-        return _engine.Buffer(
-            value.kind == "bits", plan.offsets[name], value.height, value.width, value.channels, layout.stride
-        )
+        return _engine.Buffer(layout.kind, plan.offsets[name], value.height, value.width, value.channels, layout.stride)
 
     for step in plan.steps:
         step.emit(program, buffer, [make(buffer) for make in step.stages])
@@ -141,7 +151,8 @@ class _Planner:
                 self.readers[name].append(index)
 
     def plan(self) -> Plan:
-        if self.readers[Graph.image] or Graph.image in self.outputs.values():
+        readers = [self.ops[index] for index in self.readers[Graph.image]]
+        if Graph.image in self.outputs.values() or any(not isinstance(op, PixelConv2d) for op in readers):
             self._image()
         for index, op in enumerate(self.ops):
             if index not in self.done:
@@ -171,6 +182,10 @@ class _Planner:
         match op:
             case Conv2d():
                 self._conv(op)
+            case PixelConv2d():
+                self._pixel_conv(op)
+            case Int8Conv2d():
+                self._int8_conv(op)
             case BinaryConv2d():
                 self._binary_conv(op)
             case MaxPool2d() | AvgPool2d():
@@ -201,13 +216,106 @@ class _Planner:
             self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
         self._chain(step, op.output)
 
+    def _pixel_conv(self, op: PixelConv2d) -> None:
+        """The picture's convolution, and if a max-pool follows, that too: its rows are pooled as they are made."""
+        x, out = self.values[op.input], self.values[op.output]
+        padded = f"{Graph.image}\0{op.padding}{op.zero}"
+        if padded not in self.layouts:
+            rows, columns = op.padding
+            whole = Value("float", x.height + 2 * rows, x.width + 2 * columns, 3)
+            step = Step(
+                ["image"], [], lambda program, buffer, _: program.padded_pixels(buffer(padded), op.padding, op.zero)
+            )
+            self._write_as(step, padded, Layout(whole, 3, as_bytes=True))
+            self.steps.append(step)
+        sliding = _engine.Sliding(op.kernel, op.stride, (0, 0), (1, 1))
+        weight = self.file.tensors[op.weight]
+        step = Step([_title(op)], [padded], _nothing)
+        self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+        if op.bias is not None:
+            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+        name, pool = self._until_pool(step, op.output) if self.fuse else (op.output, None)
+        before: list[MakeStage] = []
+        if pool is not None:
+            before, step.stages = step.stages, []
+        window = pool and _engine.Sliding(pool.kernel, pool.stride, pool.padding, (1, 1))
+        pooled = pool and self.values[pool.output]
+
+        def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+            following = None
+            if window is not None and pooled is not None:
+                following = _engine.FollowingPool(pooled.height, pooled.width, window, stages)
+                stages = [make(buffer) for make in before]
+            program.pixel_conv2d(
+                buffer(padded), out.height, out.width, out.channels, sliding, op.zero, weight, stages, following
+            )
+
+        step.emit = emit
+        self._chain(step, name)
+
+    def _until_pool(self, step: Step, name: str) -> tuple[str, MaxPool2d | None]:
+        """Absorb what only channels decide, as far as a max-pool that nothing else competes with.
+
+        The pool's output and the pool; where there is none, `name`, and nothing is absorbed.
+        """
+        value, found, at = self.values[name], [], name
+        while True:
+            readers = self.readers[at]
+            if len(readers) != 1 or at in self.outputs.values():
+                return name, None
+            op = self.ops[readers[0]]
+            found.append(readers[0])
+            if isinstance(op, MaxPool2d):
+                break
+            if not isinstance(op, Affine | Prelu):
+                return name, None
+            at = op.output
+        row_bytes = value.width * -(-value.channels // LANES) * LANES * 4
+        if op.kernel[0] * row_bytes > POOLED_ROWS_BYTES:
+            return name, None
+        for index in found:
+            self.done.add(index)
+            step.ops.append(_title(self.ops[index]))
+            if self.ops[index] is not op:
+                self._elementwise(step, self.ops[index], name)
+        return op.output, op
+
+    def _int8_conv(self, op: Int8Conv2d) -> None:
+        out = self.values[op.output]
+        source, scales = self._quantised(op.input)
+        sliding = _engine.Sliding(op.kernel, op.stride, (0, 0), (1, 1))
+        weight = self.file.tensors[op.weight]
+
+        def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+            program.byte_conv2d(buffer(source), out.height, out.width, out.channels, sliding, weight, stages)
+
+        step = Step([_title(op)], [source, scales], emit)
+        step.stages.append(lambda buffer: _engine.Stage.pixel_scale_at(buffer(scales)))
+        self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+        if op.bias is not None:
+            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+        self._chain(step, op.output)
+
+    def _quantised(self, name: str) -> tuple[str, str]:
+        """The value's bytes and the scale of each pixel."""
+        x = self.values[name]
+        quantised, scales = f"{name}\0bytes", f"{name}\0scales"
+        if quantised not in self.layouts:
+            step = Step(
+                ["quantize"],
+                [name],
+                lambda program, buffer, _: program.quantize(buffer(name), buffer(quantised), buffer(scales)),
+            )
+            self._write_as(step, quantised, Layout(x, -(-x.channels // 4) * 4, as_bytes=True))
+            self._write_as(step, scales, Layout(Value("float", x.height, x.width, 1), 1))
+            self.steps.append(step)
+        return quantised, scales
+
     def _binary_conv(self, op: BinaryConv2d) -> None:
         x, out = self.values[op.input], self.values[op.output]
         each = x.channels // op.groups
-        if prod(op.kernel) * each >= MAX_ACCUMULATOR:
-            raise EngineError(
-                f"{self.file.path}: {_title(op)}: sums reach {MAX_ACCUMULATOR}, which float32 cannot count"
-            )
+        if prod(op.kernel) * each >= MAX_EXACT_SUM:
+            raise EngineError(f"{self.file.path}: {_title(op)}: sums reach {MAX_EXACT_SUM}, which float32 cannot count")
         weight = self.file.tensors[op.weight]
         if each % 64 and (weight[..., -1] >> np.uint64(each % 64)).any():
             raise PackedFileError(self.file.path, f"tensors.{op.weight}: has bits beyond its {each} channels")
@@ -359,11 +467,18 @@ class _Planner:
         value = self.values[name]
         if stride is None:
             stride = words(value.channels) if value.kind == "bits" else -(-value.channels // LANES) * LANES
-        self.layouts[name] = Layout(value, stride)
+        self._write_as(step, name, Layout(value, stride))
+
+    def _write_as(self, step: Step, name: str, layout: Layout) -> None:
+        self.layouts[name] = layout
         step.writes.append(name)
 
     def _array(self, name: str) -> NDArray[np.float32]:
         return np.ascontiguousarray(self.file.tensors[name], dtype=np.float32)
+
+
+def _nothing(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
+    """Stands in until the step's own call is known."""
 
 
 def _needed(graph: Graph, wanted: set[str]) -> list[Op]:

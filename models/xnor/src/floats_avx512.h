@@ -19,6 +19,13 @@ struct Floats {
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
     static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static __m512i load_counts(const int32_t* counts) { return _mm512_loadu_si512(counts); }
+    static Vector from_counts(__m512i counts) { return _mm512_cvtepi32_ps(counts); }
+    static Vector magnitude(Vector x) { return _mm512_abs_ps(x); }
+    // 128 + round(x), for |x| <= 127.5.
+    static void store_bytes(uint8_t* to, Vector x) {
+        const __m512i rounded = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(rounded));
+    }
     static Vector minus_twice(Vector total, __m512i counts) {
         return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(counts), _mm512_set1_ps(2), total);
     }

@@ -52,6 +52,19 @@ struct Floats {
         for (int i = 0; i < kLanes; ++i) x.quad[i / 4][i % 4] = static_cast<float>(counts[i]);
         return x;
     }
+    static Vector from_counts(Vector counts) { return counts; }
+    static Vector magnitude(Vector x) {
+        return each(x, x, [](Quad a, Quad) { return reinterpret_cast<Quad>(reinterpret_cast<Ints>(a) & 0x7fffffff); });
+    }
+    // 128 + round(x), for |x| <= 127.5: adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+    static void store_bytes(uint8_t* to, Vector x) {
+        for (int i = 0; i < kLanes; ++i) {
+            const float shifted = x.quad[i / 4][i % 4] + 12582912.0f;
+            uint32_t bits;
+            __builtin_memcpy(&bits, &shifted, sizeof bits);
+            to[i] = static_cast<uint8_t>(bits + 128);
+        }
+    }
     static Vector minus_twice(Vector total, Vector counts) {
         return each(total, counts, [](Quad t, Quad c) { return t - 2.0f * c; });
     }

@@ -47,6 +47,29 @@ struct FloatTile {
     float* sums;  // [pixels][kTileLanes]
 };
 
+// Unsigned bytes times signed bytes, summed exactly in 32 bits; four neighbours (a quad) at a time. The window
+// counts bytes, but its run quads.
+struct DotTile {
+    Window window;
+    const uint8_t* input;
+    const int8_t* weight;  // [rows][cols][run][lanes][4], with the strides below (in bytes)
+    int64_t weight_row, weight_col;
+    int lanes;             // 16, 32 or 64
+    const int32_t* start;  // [lanes]: what each sum begins with
+    int32_t* sums;         // [pixels][kTileLanes]
+};
+
+// Floats of a pixel become bytes 128 + round(127 x / max |x|), so that a zero is 128; the pixel's scale is max |x| /
+// 127.
+struct QuantizeTile {
+    const float* input;
+    int64_t stride;  // from pixel to pixel
+    int channels, pixels;
+    uint8_t* bytes;
+    int64_t bytes_stride;  // what lies beyond the channels is left as it is
+    float* scales;
+};
+
 enum class Pool { kMax, kMean, kMeanByRow };
 
 struct PoolTile {
@@ -58,20 +81,21 @@ struct PoolTile {
     float* sums;  // [pixels][kTileLanes]
 };
 
-enum class StageKind : uint8_t { kScale, kShift, kPixelScale, kPrelu, kRelu, kAdd, kStore, kBits };
+enum class StageKind : uint8_t { kScale, kShift, kPixelScale, kPixelScaleAt, kPrelu, kRelu, kAdd, kStore, kBits };
 
 // One stage of what happens to a channel's value on its way to memory.
 struct Stage {
     StageKind kind;
     const float* channel = nullptr;  // [channels] padded to kLanes; kPixelScale: [pixels]
     const float* sign = nullptr;     // kBits: -0.0 where the comparison is flipped, else 0
-    int64_t offset = 0;              // kAdd, kStore, kBits: where the value lies in the arena, bytes
+    int64_t offset = 0;              // kAdd, kStore, kBits, kPixelScaleAt: where it lies in the arena, bytes
     int64_t stride = 0;              // from pixel to pixel: floats, or for kBits bytes
     int channels = 0;                // kBits
 };
 
 struct FinishTile {
     const int32_t* counts = nullptr;  // [pixels][kTileLanes], or
+    const int32_t* sums = nullptr;    // the same, taken as they are, or
     const float* floats = nullptr;    // at float_offset[p]
     int64_t float_offset[kTilePixels] = {};
     float total = 0;  // counts become total - 2 count: exact, both are integers below 2^24
@@ -89,6 +113,9 @@ struct Kernels {
     // Counts a tile into its buffer. With a FinishTile, counts and finishes any number of pixels.
     void (*binary)(const BinaryTile&, const FinishTile*);
     void (*real)(const FloatTile&);
+    // Sums a tile into its buffer. With a FinishTile, sums and finishes any number of pixels.
+    void (*dot)(const DotTile&, const FinishTile*);
+    void (*quantize)(const QuantizeTile&);
     void (*pool)(const PoolTile&);
     void (*finish)(const FinishTile&);
     // xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done.

@@ -39,6 +39,18 @@ struct Floats {
         const __m256i* from = reinterpret_cast<const __m256i*>(counts);
         return {_mm256_cvtepi32_ps(_mm256_loadu_si256(from)), _mm256_cvtepi32_ps(_mm256_loadu_si256(from + 1))};
     }
+    static Vector from_counts(Vector counts) { return counts; }
+    static Vector magnitude(Vector x) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
+    }
+    // 128 + round(x), for |x| <= 127.5.
+    static void store_bytes(uint8_t* to, Vector x) {
+        const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
+        const __m256i words = _mm256_permute4x64_epi64(both, 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
+    }
     static Vector minus_twice(Vector total, Vector counts) {
         const __m256 two = _mm256_set1_ps(2);
         return {_mm256_fnmadd_ps(counts.low, two, total.low), _mm256_fnmadd_ps(counts.high, two, total.high)};
@@ -93,12 +105,41 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
 };
 
+// Without VNNI a pair of products must fit 16 bits: the byte is taken as 2 (x >> 1) + (x & 1).
+struct Dots {
+    using Vector = __m256i;
+    using Weights = __m256i;
+    struct Bytes {
+        __m256i half, odd;
+    };
+    static constexpr int kLanes = 8;
+    static constexpr int kVectors = 2;
+    static constexpr int kPixels = 3;
+    static constexpr bool kFinish = false;
+
+    static Vector load_sums(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static Weights load(const int8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static Bytes broadcast(const uint8_t* from) {
+        int32_t quad;
+        __builtin_memcpy(&quad, from, sizeof quad);
+        const __m256i x = _mm256_set1_epi32(quad);
+        return {_mm256_and_si256(_mm256_srli_epi16(x, 1), _mm256_set1_epi8(127)),
+                _mm256_and_si256(x, _mm256_set1_epi8(1))};
+    }
+    static Vector add_dot(Vector sum, Bytes x, Weights w) {
+        const __m256i half = _mm256_madd_epi16(_mm256_maddubs_epi16(x.half, w), _mm256_set1_epi16(2));
+        const __m256i odd = _mm256_madd_epi16(_mm256_maddubs_epi16(x.odd, w), _mm256_set1_epi16(1));
+        return _mm256_add_epi32(sum, _mm256_add_epi32(half, odd));
+    }
+    static void store(int32_t* to, Vector sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
+};
+
 #include "kernels_body.h"
 
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static const Kernels table{"avx2", binary, real, pool, finish, ceiling};
+    static const Kernels table{"avx2", binary, real, dot, quantize, pool, finish, ceiling};
     return table;
 }
 

@@ -38,12 +38,41 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };
 
+// Without VNNI a pair of products must fit 16 bits: the byte is taken as 2 (x >> 1) + (x & 1).
+struct Dots {
+    using Vector = __m512i;
+    using Weights = __m512i;
+    struct Bytes {
+        __m512i half, odd;
+    };
+    static constexpr int kLanes = 16;
+    static constexpr int kVectors = 2;
+    static constexpr int kPixels = 6;
+    static constexpr bool kFinish = true;
+
+    static Vector load_sums(const int32_t* from) { return _mm512_loadu_si512(from); }
+    static Weights load(const int8_t* from) { return _mm512_loadu_si512(from); }
+    static Bytes broadcast(const uint8_t* from) {
+        int32_t quad;
+        __builtin_memcpy(&quad, from, sizeof quad);
+        const __m512i x = _mm512_set1_epi32(quad);
+        return {_mm512_and_si512(_mm512_srli_epi16(x, 1), _mm512_set1_epi8(127)),
+                _mm512_and_si512(x, _mm512_set1_epi8(1))};
+    }
+    static Vector add_dot(Vector sum, Bytes x, Weights w) {
+        const __m512i half = _mm512_madd_epi16(_mm512_maddubs_epi16(x.half, w), _mm512_set1_epi16(2));
+        const __m512i odd = _mm512_madd_epi16(_mm512_maddubs_epi16(x.odd, w), _mm512_set1_epi16(1));
+        return _mm512_add_epi32(sum, _mm512_add_epi32(half, odd));
+    }
+    static void store(int32_t* to, Vector sum) { _mm512_storeu_si512(to, sum); }
+};
+
 #include "kernels_body.h"
 
 }  // namespace
 
 const Kernels& avx512_kernels() {
-    static const Kernels table{"avx512", binary, real, pool, finish, ceiling};
+    static const Kernels table{"avx512", binary, real, dot, quantize, pool, finish, ceiling};
     return table;
 }
 

@@ -1,5 +1,5 @@
-// The kernels, written once over two vector types that each instruction set's file supplies:
-//   Floats: 16 float lanes.                Words: 32-bit lanes and their population count.
+// The kernels, written once over three vector types that each instruction set's file supplies:
+//   Floats: 16 float lanes.     Words: 32-bit lanes and their population count.     Dots: sums of byte products.
 // Each file includes this inside its own anonymous namespace and is compiled with its own flags; nothing
 // here may call an inline function of the standard library, whose one linked copy could come from a file
 // compiled for a newer machine.
@@ -48,6 +48,12 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                     x[p] = Floats::multiply(x[p], Floats::set1(stage->channel[out_pixel[p]]));
                 });
                 break;
+            case StageKind::kPixelScaleAt: {
+                const float* scales = reinterpret_cast<const float*>(arena + stage->offset);
+                repeat<P>([&](auto p)
+                              XNOR_INLINE { x[p] = Floats::multiply(x[p], Floats::set1(scales[out_pixel[p]])); });
+                break;
+            }
             case StageKind::kPrelu: {
                 const Floats::Vector slope = Floats::load(stage->channel + channel);
                 repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::prelu(x[p], slope); });
@@ -103,6 +109,10 @@ __attribute__((noinline)) void finish_pixels(const FinishTile& tile) {
             repeat<P>([&](auto p) XNOR_INLINE {
                 x[p] = Floats::minus_twice(total, Floats::load_counts(counts + p * kTileLanes));
             });
+        } else if (tile.sums) {
+            const int32_t* sums = tile.sums + lane;
+            repeat<P>([&](auto p)
+                          XNOR_INLINE { x[p] = Floats::from_counts(Floats::load_counts(sums + p * kTileLanes)); });
         } else {
             const float* floats = tile.floats + lane;
             repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::load(floats + tile.float_offset[p]); });
@@ -237,19 +247,25 @@ inline void count_tile(const BinaryTile& tile, const FinishTile* out) {
     }
 }
 
-void binary(const BinaryTile& tile, const FinishTile* out) {
-    if (!out) return count_tile<false>(tile, nullptr);
-    if (Words::kFinish) return count_tile<Words::kFinish>(tile, out);
-    BinaryTile part = tile;
-    FinishTile finished = *out;
+// Sums a few pixels at a time into the tile's buffer and finishes them from there.
+template <class Tile, class Sum>
+inline void finish_in_parts(const Tile& tile, const FinishTile& out, const Sum& sum) {
+    Tile part = tile;
+    FinishTile finished = out;
     for (int first = 0; first < tile.window.pixels; first += kTilePixels) {
         const int left = tile.window.pixels - first;
         part.window.pixels = finished.pixels = left < kTilePixels ? left : kTilePixels;
-        count_tile<false>(part, nullptr);
+        sum(part);
         finish(finished);
         part.window.in_offset += kTilePixels;
         finished.out_pixel += kTilePixels;
     }
+}
+
+void binary(const BinaryTile& tile, const FinishTile* out) {
+    if (!out) return count_tile<false>(tile, nullptr);
+    if (Words::kFinish) return count_tile<Words::kFinish>(tile, out);
+    finish_in_parts(tile, *out, [](const BinaryTile& part) { count_tile<false>(part, nullptr); });
 }
 
 // The same work on registers alone: what the machine could do if memory and loops cost nothing.
@@ -343,6 +359,123 @@ void real(const FloatTile& tile) {
         real_as<true>(tile);
     else
         real_as<false>(tile);
+}
+
+// ---- byte dot products -----------------------------------------------------------------------------------------
+
+template <int P, int NV, bool Finish, class D = Dots>
+__attribute__((noinline)) void dot_block(const DotTile& tile, int begin, int end_pixel, int first_lane,
+                                         const FinishTile* out) {
+    const Window& window = tile.window;
+    const int64_t quad_bytes = 4 * static_cast<int64_t>(tile.lanes);
+    for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
+        const uint8_t* pixel[P];
+        typename D::Vector sums[P * NV];
+        repeat<P>([&](auto p) XNOR_INLINE { pixel[p] = tile.input + window.in_offset[first_pixel + p]; });
+        repeat<NV>([&](auto v) XNOR_INLINE {
+            const typename D::Vector start = D::load_sums(tile.start + first_lane + v * D::kLanes);
+            repeat<P>([&](auto p) XNOR_INLINE { sums[p * NV + v] = start; });
+        });
+        for (int row = 0; row < window.rows; ++row) {
+            for (int col = 0; col < window.cols; ++col) {
+                const int8_t* weight = tile.weight + 4 * first_lane + row * tile.weight_row + col * tile.weight_col;
+                int64_t at = row * window.in_row + col * window.in_col;
+                for (const int64_t end = at + 4 * window.run; at < end; at += 4) {
+                    typename D::Weights w[NV];
+                    repeat<NV>([&](auto v) XNOR_INLINE { w[v] = D::load(weight + 4 * v * D::kLanes); });
+                    repeat<P>([&](auto p) XNOR_INLINE {
+                        const auto x = D::broadcast(pixel[p] + at);
+                        repeat<NV>([&](auto v)
+                                       XNOR_INLINE { sums[p * NV + v] = D::add_dot(sums[p * NV + v], x, w[v]); });
+                    });
+                    weight += quad_bytes;
+                }
+            }
+        }
+        if constexpr (Finish) {
+            repeat<NV>([&](auto v) XNOR_INLINE {
+                Floats::Vector x[P];
+                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::from_counts(sums[p * NV + v]); });
+                run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
+            });
+        } else {
+            repeat<P>([&](auto p) XNOR_INLINE {
+                int32_t* to = tile.sums + (first_pixel + p) * kTileLanes + first_lane;
+                repeat<NV>([&](auto v) XNOR_INLINE { D::store(to + v * D::kLanes, sums[p * NV + v]); });
+            });
+        }
+    }
+}
+
+template <int P, bool Finish>
+inline void dot_pixels(const DotTile& tile, int begin, int end, const FinishTile* out) {
+    constexpr int kNarrow = kLanes / Dots::kLanes;
+    constexpr int kWide = Dots::kVectors * Dots::kLanes;
+    int lane = 0;
+    for (; lane + kWide <= tile.lanes; lane += kWide) dot_block<P, Dots::kVectors, Finish>(tile, begin, end, lane, out);
+    for (; lane < tile.lanes; lane += kLanes) dot_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
+}
+
+template <bool Finish>
+inline void dot_tile(const DotTile& tile, const FinishTile* out) {
+    const int end = tile.window.pixels;
+    const int rest = end % Dots::kPixels;
+    if (end > rest) dot_pixels<Dots::kPixels, Finish>(tile, 0, end - rest, out);
+    switch (rest) {
+        case 1:
+            return dot_pixels<1, Finish>(tile, end - rest, end, out);
+        case 2:
+            return dot_pixels<2, Finish>(tile, end - rest, end, out);
+        case 3:
+            return dot_pixels<3, Finish>(tile, end - rest, end, out);
+        case 4:
+            return dot_pixels<4, Finish>(tile, end - rest, end, out);
+        case 5:
+            return dot_pixels<5, Finish>(tile, end - rest, end, out);
+        default:
+            return;
+    }
+}
+
+void dot(const DotTile& tile, const FinishTile* out) {
+    if (!out) return dot_tile<false>(tile, nullptr);
+    if (Dots::kFinish) return dot_tile<Dots::kFinish>(tile, out);
+    finish_in_parts(tile, *out, [](const DotTile& part) { dot_tile<false>(part, nullptr); });
+}
+
+// Rounds half to even. Where the largest value is 0 or not a number, every byte is 128 and the scale 0.
+void quantize(const QuantizeTile& tile) {
+    for (int p = 0; p < tile.pixels; ++p) {
+        const float* from = tile.input + p * tile.stride;
+        uint8_t* to = tile.bytes + p * tile.bytes_stride;
+        Floats::Vector most = Floats::set1(0);
+        int channel = 0;
+        for (; channel + kLanes <= tile.channels; channel += kLanes)
+            most = Floats::max(most, Floats::magnitude(Floats::load(from + channel)));
+        float lanes[kLanes];
+        Floats::store(lanes, most);
+        float largest = 0;
+        for (int lane = 0; lane < kLanes; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
+        for (int rest = channel; rest < tile.channels; ++rest) {
+            const float x = __builtin_fabsf(from[rest]);
+            largest = x > largest ? x : largest;
+        }
+        const bool usable = largest > 1e-30f && largest < 1e30f;
+        const float factor = usable ? 127.0f / largest : 0.0f;
+        tile.scales[p] = usable ? largest / 127.0f : 0.0f;
+        for (channel = 0; channel < tile.channels; channel += kLanes) {
+            float x[kLanes] = {};
+            const int left = tile.channels - channel;
+            if (left < kLanes) {
+                for (int lane = 0; lane < left; ++lane) x[lane] = from[channel + lane];
+                uint8_t bytes[kLanes];
+                Floats::store_bytes(bytes, Floats::multiply(Floats::load(x), Floats::set1(factor)));
+                for (int lane = 0; lane < left; ++lane) to[channel + lane] = bytes[lane];
+            } else {
+                Floats::store_bytes(to + channel, Floats::multiply(Floats::load(from + channel), Floats::set1(factor)));
+            }
+        }
+    }
 }
 
 // ---- pooling ----------------------------------------------------------------------------------------------

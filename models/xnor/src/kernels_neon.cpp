@@ -31,12 +31,13 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+w"(x)); }
 };
 
+#include "dots_portable.h"
 #include "kernels_body.h"
 
 }  // namespace
 
 const Kernels& neon_kernels() {
-    static const Kernels table{"neon", binary, real, pool, finish, ceiling};
+    static const Kernels table{"neon", binary, real, dot, quantize, pool, finish, ceiling};
     return table;
 }
 

@@ -38,12 +38,13 @@ struct Words {
     static void keep(Vector& x) { asm volatile("" : "+m"(x)); }
 };
 
+#include "dots_portable.h"
 #include "kernels_body.h"
 
 }  // namespace
 
 const Kernels& portable_kernels() {
-    static const Kernels table{"portable", binary, real, pool, finish, ceiling};
+    static const Kernels table{"portable", binary, real, dot, quantize, pool, finish, ceiling};
     return table;
 }
 

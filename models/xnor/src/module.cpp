@@ -17,6 +17,7 @@ using namespace nb::literals;
 namespace {
 
 using xnor::Buffer;
+using xnor::FollowingPool;
 using xnor::Kind;
 using xnor::Program;
 using xnor::Sliding;
@@ -26,6 +27,7 @@ using xnor::StageSpec;
 using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weight = nb::ndarray<nb::ro, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Bits = nb::ndarray<const uint64_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const int8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Images = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
@@ -103,10 +105,13 @@ NB_MODULE(_engine, m) {
     nb::class_<Buffer>(m, "Buffer")
         .def(
             "__init__",
-            [](Buffer* self, bool bits, int64_t offset, int height, int width, int channels, int64_t stride) {
-                new (self) Buffer{bits ? Kind::kBits : Kind::kFloat, offset, height, width, channels, stride};
+            [](Buffer* self, const std::string& kind, int64_t offset, int height, int width, int channels,
+               int64_t stride) {
+                require(kind == "float" || kind == "bits" || kind == "bytes", "buffer: unknown kind");
+                const Kind as = kind == "float" ? Kind::kFloat : kind == "bits" ? Kind::kBits : Kind::kBytes;
+                new (self) Buffer{as, offset, height, width, channels, stride};
             },
-            "bits"_a, "offset"_a, "height"_a, "width"_a, "channels"_a, "stride"_a);
+            "kind"_a, "offset"_a, "height"_a, "width"_a, "channels"_a, "stride"_a);
 
     nb::class_<Sliding>(m, "Sliding")
         .def(
@@ -129,6 +134,9 @@ NB_MODULE(_engine, m) {
             "pixel_scale", [](const FloatVector& array) { return channel_stage(StageKind::kPixelScale, array); },
             "pixel"_a)
         .def_static(
+            "pixel_scale_at", [](const Buffer& buffer) { return StageSpec{StageKind::kPixelScaleAt, {}, {}, buffer}; },
+            "buffer"_a)
+        .def_static(
             "prelu", [](const FloatVector& array) { return channel_stage(StageKind::kPrelu, array); }, "slope"_a)
         .def_static("relu", [] { return StageSpec{StageKind::kRelu, {}, {}, {}}; })
         .def_static(
@@ -141,6 +149,13 @@ NB_MODULE(_engine, m) {
                 return StageSpec{StageKind::kBits, copy(threshold), copy(sign), buffer};
             },
             "buffer"_a, "threshold"_a, "sign"_a);
+
+    nb::class_<FollowingPool>(m, "FollowingPool")
+        .def(
+            "__init__",
+            [](FollowingPool* self, int height, int width, const Sliding& sliding,
+               const std::vector<StageSpec>& stages) { new (self) FollowingPool{height, width, sliding, stages}; },
+            "height"_a, "width"_a, "sliding"_a, "stages"_a);
 
     nb::class_<Program>(m, "Program")
         .def(
@@ -180,6 +195,26 @@ NB_MODULE(_engine, m) {
                             stages);
             },
             "input"_a, "height"_a, "width"_a, "out_channels"_a, "sliding"_a, "groups"_a, "weight"_a, "stages"_a)
+        .def("padded_pixels", &Program::padded_pixels, "output"_a, "padding"_a, "zero"_a)
+        .def(
+            "pixel_conv2d",
+            [](Program& self, const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+               std::array<uint8_t, 3> zero, const Bytes& weight, const std::vector<StageSpec>& stages,
+               const FollowingPool* pool) {
+                check_weight(weight, out_channels, sliding, 3);
+                self.pixel_conv2d(input, height, width, out_channels, sliding, zero, weight.data(), stages, pool);
+            },
+            "input"_a, "height"_a, "width"_a, "out_channels"_a, "sliding"_a, "zero"_a, "weight"_a, "stages"_a,
+            "pool"_a.none())
+        .def("quantize", &Program::quantize, "input"_a, "bytes"_a, "scales"_a)
+        .def(
+            "byte_conv2d",
+            [](Program& self, const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+               const Bytes& weight, const std::vector<StageSpec>& stages) {
+                check_weight(weight, out_channels, sliding, input.channels);
+                self.byte_conv2d(input, height, width, out_channels, sliding, weight.data(), stages);
+            },
+            "input"_a, "height"_a, "width"_a, "out_channels"_a, "sliding"_a, "weight"_a, "stages"_a)
         .def(
             "pool2d",
             [](Program& self, const Buffer& input, int height, int width, const Sliding& sliding,

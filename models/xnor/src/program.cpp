@@ -22,7 +22,16 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
-int64_t element_bytes(Kind kind) { return kind == Kind::kFloat ? sizeof(float) : sizeof(uint64_t); }
+int64_t element_bytes(Kind kind) {
+    switch (kind) {
+        case Kind::kFloat:
+            return sizeof(float);
+        case Kind::kBits:
+            return sizeof(uint64_t);
+        default:
+            return 1;
+    }
+}
 
 // Copies `count` bits to a place whose bits are 0.
 void copy_bits(uint64_t* to, int64_t to_bit, const uint64_t* from, int64_t from_bit, int64_t count) {
@@ -103,6 +112,43 @@ void pack_weights(const T* weight, int64_t per_channel, Blocks& cut, Store& stor
         }
         cut.blocks[b].weight = to;
     }
+}
+
+// [channel][rows][row bytes] -> [block][rows][quads][lane][4]; a row's last quad is filled up with zeros.
+void pack_quads(const int8_t* weight, int64_t rows, int64_t row_bytes, Blocks& cut, Store& store) {
+    const int64_t quads = ceil_div(row_bytes, 4);
+    for (size_t b = 0; b < cut.blocks.size(); ++b) {
+        const int lanes = cut.blocks[b].lanes;
+        const int64_t bytes = rows * quads * lanes * 4;
+        int8_t* to = static_cast<int8_t*>(store.take(bytes));
+        std::memset(to, 0, static_cast<size_t>(bytes));
+        for (int lane = 0; lane < cut.channels[b]; ++lane) {
+            const int8_t* from = weight + (cut.first_channel[b] + lane) * rows * row_bytes;
+            for (int64_t row = 0; row < rows; ++row)
+                for (int64_t i = 0; i < row_bytes; ++i)
+                    to[((row * quads + i / 4) * lanes + lane) * 4 + i % 4] = from[row * row_bytes + i];
+        }
+        cut.blocks[b].weight = to;
+    }
+}
+
+// What a channel's sum begins with: minus the sum of its weights times their zeros; `zeros` repeats along a channel.
+template <class Zeros>
+std::vector<const int32_t*> dot_starts(const int8_t* weight, int64_t per_channel, const Zeros& zeros, const Blocks& cut,
+                                       Store& store) {
+    std::vector<const int32_t*> starts;
+    for (size_t b = 0; b < cut.blocks.size(); ++b) {
+        const int lanes = cut.blocks[b].lanes;
+        int32_t* to = static_cast<int32_t*>(store.take(lanes * static_cast<int64_t>(sizeof(int32_t))));
+        std::fill(to, to + lanes, 0);
+        for (int lane = 0; lane < cut.channels[b]; ++lane) {
+            const int8_t* from = weight + (cut.first_channel[b] + lane) * per_channel;
+            for (int64_t i = 0; i < per_channel; ++i)
+                to[lane] -= from[i] * zeros[static_cast<size_t>(i) % zeros.size()];
+        }
+        starts.push_back(to);
+    }
+    return starts;
 }
 
 struct TapRun {
@@ -232,6 +278,277 @@ private:
     const int64_t strips_;
     std::vector<TapRun> runs_;
     std::vector<float> totals_;
+};
+
+// ---- the picture's convolution ----------------------------------------------------------------------------------
+
+class PaddedPixelsStep : public Step {
+public:
+    PaddedPixelsStep(const Buffer& output, std::array<int, 2> padding, std::array<uint8_t, 3> zero)
+        : output_(output), padding_(padding), zero_(zero) {}
+
+    int64_t items() const override { return output_.height; }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        const int64_t inner = output_.width - 2 * static_cast<int64_t>(padding_[1]);
+        for (int64_t y = begin; y < end; ++y) {
+            uint8_t* row = reinterpret_cast<uint8_t*>(context.arena + output_.offset) + y * output_.width * 3;
+            const int64_t from_y = y - padding_[0];
+            if (from_y < 0 || from_y >= output_.height - 2 * static_cast<int64_t>(padding_[0])) {
+                fill(row, output_.width);
+                continue;
+            }
+            fill(row, padding_[1]);
+            std::memcpy(row + padding_[1] * 3, context.image + from_y * inner * 3, static_cast<size_t>(inner * 3));
+            fill(row + (padding_[1] + inner) * 3, padding_[1]);
+        }
+    }
+
+private:
+    void fill(uint8_t* to, int pixels) const {
+        for (int i = 0; i < pixels; ++i) std::copy(zero_.begin(), zero_.end(), to + 3 * i);
+    }
+
+    const Buffer output_;
+    const std::array<int, 2> padding_;
+    const std::array<uint8_t, 3> zero_;
+};
+
+// A row at a time. With a pool behind it, rows go to a small buffer of the thread's own and only the pool's output to
+// the arena.
+class PixelConvStep : public Step {
+public:
+    struct RowPool {
+        Sliding sliding;
+        int height, width;
+        std::vector<Stage> stages;
+    };
+    static constexpr int64_t kRowsBytes = 256 << 10;
+
+    static int rows_kept(int width, int channels) {
+        return static_cast<int>(kRowsBytes / (static_cast<int64_t>(width) * round_up(channels, kLanes) * 4));
+    }
+
+    PixelConvStep(const Kernels& kernels, const Buffer& input, const Buffer& output, const Sliding& sliding, Blocks cut,
+                  std::vector<const int32_t*> starts, std::vector<Stage> stages, std::unique_ptr<RowPool> pool)
+        : kernels_(kernels),
+          input_(input),
+          output_(output),
+          sliding_(sliding),
+          cut_(std::move(cut)),
+          starts_(std::move(starts)),
+          stages_(std::move(stages)),
+          pool_(std::move(pool)),
+          kept_(rows_kept(output.width, output.channels)) {
+        for (int64_t i = 0, pixels = pool_ ? int64_t{kept_} * output.width : output.pixels(); i < pixels; ++i)
+            identity_.push_back(static_cast<int32_t>(i));
+        for (int x = 0; x < output.width; ++x) in_offset_.push_back(x * sliding.stride[1] * 3);
+        if (!pool_) return;
+        const int column = static_cast<int>(output.stride);
+        for (int x = 0; x < pool_->width; ++x) {
+            const auto [first, last] = inside(1, x, output.width);
+            if (columns_.empty() || columns_.back().col0 != first || columns_.back().col1 != last)
+                columns_.push_back({x, x, first, last});
+            columns_.back().last = x + 1;
+            pool_offset_.push_back((x * pool_->sliding.stride[1] - pool_->sliding.padding[1]) * column);
+        }
+        for (int64_t i = 0; i < static_cast<int64_t>(pool_->height) * pool_->width; ++i)
+            pooled_.push_back(static_cast<int32_t>(i));
+    }
+
+    int64_t items() const override { return pool_ ? pool_->height : output_.height; }
+    int64_t table_bytes() const {
+        return static_cast<int64_t>(sizeof(int32_t) * (identity_.size() + pooled_.size() + in_offset_.size()));
+    }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        const uint8_t* image = reinterpret_cast<const uint8_t*>(context.arena + input_.offset);
+        if (!pool_) {
+            for (int64_t y = begin; y < end; ++y)
+                conv_row(image, static_cast<int>(y), context.arena, identity_.data() + y * output_.width);
+            return;
+        }
+        alignas(kAlignBytes) char rows[kRowsBytes];
+        const int64_t row_floats = output_.width * output_.stride;
+        int first = 0, last = 0;  // rows of the map that are in the buffer
+        for (int64_t y = begin; y < end; ++y) {
+            const auto [tap0, tap1] = inside(0, static_cast<int>(y), output_.height);
+            const int corner = static_cast<int>(y) * pool_->sliding.stride[0] - pool_->sliding.padding[0];
+            if (corner + tap0 > last) first = last = corner + tap0;
+            if (corner + tap1 - first > kept_) {
+                const int keep = corner + tap0;
+                std::memmove(rows, rows + (keep - first) * row_floats * 4,
+                             static_cast<size_t>((last - keep) * row_floats * 4));
+                first = keep;
+            }
+            for (; last < corner + tap1; ++last)
+                conv_row(image, last, rows, identity_.data() + static_cast<int64_t>(last - first) * output_.width);
+            const float* top = reinterpret_cast<const float*>(rows) + (corner - first) * row_floats;
+            pool_row(context, top, static_cast<int>(y), tap0, tap1);
+        }
+    }
+
+private:
+    struct Columns {
+        int first, last, col0, col1;
+    };
+
+    // The taps of the pool's window `out` that lie inside the map.
+    std::pair<int, int> inside(int axis, int out, int size) const {
+        const int corner = out * pool_->sliding.stride[axis] - pool_->sliding.padding[axis];
+        return {std::max(0, -corner), std::min(pool_->sliding.kernel[axis], size - corner)};
+    }
+
+    void conv_row(const uint8_t* image, int y, char* arena, const int32_t* out_pixel) const {
+        const int64_t in_row = static_cast<int64_t>(input_.width) * 3;
+        const int64_t quads = ceil_div(int64_t{3} * sliding_.kernel[1], 4);
+        FinishTile out;
+        out.stages = stages_.data();
+        out.stage_count = static_cast<int>(stages_.size());
+        out.arena = arena;
+        out.out_pixel = out_pixel;
+        out.pixels = output_.width;
+        alignas(kAlignBytes) int32_t sums[kTilePixels * kTileLanes] = {};
+        out.sums = sums;
+        for (size_t b = 0; b < cut_.blocks.size(); ++b) {
+            const Block& block = cut_.blocks[b];
+            DotTile tile;
+            tile.window = {in_offset_.data(), output_.width, sliding_.kernel[0], 1, quads, in_row, 0};
+            tile.input = image + y * sliding_.stride[0] * in_row;
+            tile.weight = static_cast<const int8_t*>(block.weight);
+            tile.weight_row = quads * block.lanes * 4;
+            tile.weight_col = 0;
+            tile.lanes = block.lanes;
+            tile.start = starts_[b];
+            tile.sums = sums;
+            out.channel = cut_.first_channel[b];
+            out.lanes = round_up(cut_.channels[b], kLanes);
+            tile.lanes = block.lanes;
+            kernels_.dot(tile, &out);
+        }
+    }
+
+    void pool_row(const Context& context, const float* top, int y, int tap0, int tap1) const {
+        alignas(kAlignBytes) float buffer[kTilePixels * kTileLanes];
+        FinishTile out;
+        out.stages = pool_->stages.data();
+        out.stage_count = static_cast<int>(pool_->stages.size());
+        out.arena = context.arena;
+        out.floats = buffer;
+        for (int p = 0; p < kTilePixels; ++p) out.float_offset[p] = p * kTileLanes;
+        const int lanes = round_up(output_.channels, kLanes);
+        PoolTile tile;
+        tile.pool = Pool::kMax;
+        tile.divisor = 1;
+        tile.sums = buffer;
+        for (const Columns& columns : columns_) {
+            tile.window = {
+                nullptr,       0, tap1 - tap0, columns.col1 - columns.col0, 0, output_.width * output_.stride,
+                output_.stride};
+            for (int x = columns.first; x < columns.last; x += kTilePixels) {
+                tile.window.in_offset = pool_offset_.data() + x;
+                tile.window.pixels = out.pixels = std::min(kTilePixels, columns.last - x);
+                out.out_pixel = pooled_.data() + static_cast<int64_t>(y) * pool_->width + x;
+                for (int channel = 0; channel < lanes; channel += kWindowLanes) {
+                    tile.lanes = out.lanes = std::min(kWindowLanes, lanes - channel);
+                    out.channel = channel;
+                    tile.input = top + tap0 * tile.window.in_row + columns.col0 * output_.stride + channel;
+                    kernels_.pool(tile);
+                    kernels_.finish(out);
+                }
+            }
+        }
+    }
+
+    const Kernels& kernels_;
+    const Buffer input_, output_;
+    const Sliding sliding_;
+    const Blocks cut_;
+    const std::vector<const int32_t*> starts_;
+    const std::vector<Stage> stages_;
+    const std::unique_ptr<const RowPool> pool_;
+    const int kept_;
+    std::vector<int32_t> identity_, pooled_, in_offset_, pool_offset_;
+    std::vector<Columns> columns_;
+};
+
+// ---- quantised 1x1 convolutions -----------------------------------------------------------------------------------
+
+class QuantizeStep : public Step {
+public:
+    QuantizeStep(const Kernels& kernels, const Buffer& input, const Buffer& bytes, const Buffer& scales)
+        : kernels_(kernels), input_(input), bytes_(bytes), scales_(scales) {}
+
+    int64_t items() const override { return ceil_div(input_.pixels(), kStripPixels); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        const int64_t first = begin * kStripPixels, last = std::min(end * kStripPixels, input_.pixels());
+        QuantizeTile tile;
+        tile.stride = input_.stride;
+        tile.input = reinterpret_cast<const float*>(context.arena + input_.offset) + first * tile.stride;
+        tile.channels = input_.channels;
+        tile.pixels = static_cast<int>(last - first);
+        tile.bytes_stride = bytes_.stride;
+        tile.bytes = reinterpret_cast<uint8_t*>(context.arena + bytes_.offset) + first * tile.bytes_stride;
+        tile.scales = reinterpret_cast<float*>(context.arena + scales_.offset) + first;
+        kernels_.quantize(tile);
+    }
+
+private:
+    const Kernels& kernels_;
+    const Buffer input_, bytes_, scales_;
+};
+
+class ByteConvStep : public Step {
+public:
+    ByteConvStep(const Kernels& kernels, const Buffer& input, std::shared_ptr<const Geometry> geometry, Blocks cut,
+                 std::vector<const int32_t*> starts, std::vector<Stage> stages)
+        : kernels_(kernels),
+          input_(input),
+          geometry_(std::move(geometry)),
+          cut_(std::move(cut)),
+          starts_(std::move(starts)),
+          stages_(std::move(stages)),
+          strips_(static_cast<int64_t>(geometry_->strips.size())) {}
+
+    int64_t items() const override { return strips_ * static_cast<int64_t>(cut_.blocks.size()); }
+
+    void run(const Context& context, int64_t begin, int64_t end) const override {
+        alignas(kAlignBytes) int32_t sums[kTilePixels * kTileLanes] = {};
+        FinishTile out;
+        out.stages = stages_.data();
+        out.stage_count = static_cast<int>(stages_.size());
+        out.arena = context.arena;
+        out.sums = sums;
+        const int64_t quads = ceil_div(input_.channels, 4);
+        for (int64_t item = begin; item < end; ++item) {
+            const size_t b = static_cast<size_t>(item / strips_);
+            const Block& block = cut_.blocks[b];
+            const Geometry::Strip& strip = geometry_->strips[static_cast<size_t>(item % strips_)];
+            DotTile tile;
+            tile.window = {geometry_->in_offset.data() + strip.first, strip.count, 1, 1, quads, 0, 0};
+            tile.input = reinterpret_cast<const uint8_t*>(context.arena + input_.offset);
+            tile.weight = static_cast<const int8_t*>(block.weight);
+            tile.weight_row = tile.weight_col = 0;
+            tile.lanes = block.lanes;
+            tile.start = starts_[b];
+            tile.sums = sums;
+            out.channel = cut_.first_channel[b];
+            out.lanes = round_up(cut_.channels[b], kLanes);
+            out.out_pixel = geometry_->out_pixel.data() + strip.first;
+            out.pixels = strip.count;
+            kernels_.dot(tile, &out);
+        }
+    }
+
+private:
+    const Kernels& kernels_;
+    const Buffer input_;
+    const std::shared_ptr<const Geometry> geometry_;
+    const Blocks cut_;
+    const std::vector<const int32_t*> starts_;
+    const std::vector<Stage> stages_;
+    const int64_t strips_;
 };
 
 // ---- the other steps ------------------------------------------------------------------------------------------
@@ -388,7 +705,7 @@ Program::Program(const Kernels& kernels, int64_t arena_bytes, int threads, int h
       workers_(threads - 1) {}
 
 void Program::check(const Buffer& buffer) const {
-    const int least = buffer.kind == Kind::kFloat ? buffer.channels : words(buffer.channels);
+    const int least = buffer.kind == Kind::kBits ? words(buffer.channels) : buffer.channels;
     require(buffer.height > 0 && buffer.width > 0 && buffer.channels > 0 && buffer.stride >= least &&
                 buffer.offset >= 0 && buffer.offset % kAlignBytes == 0 &&
                 buffer.pixels() * buffer.stride * element_bytes(buffer.kind) <= arena_bytes_ - buffer.offset,
@@ -476,6 +793,13 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
                 break;
             case StageKind::kRelu:
                 break;
+            case StageKind::kPixelScaleAt:
+                check(spec.buffer);
+                require(spec.buffer.kind == Kind::kFloat && spec.buffer.pixels() == pixels &&
+                            spec.buffer.channels == 1 && spec.buffer.stride == 1,
+                        "stage: expected one scale a pixel");
+                stage.offset = spec.buffer.offset;
+                break;
             case StageKind::kAdd:
             case StageKind::kStore:
             case StageKind::kBits: {
@@ -545,6 +869,88 @@ void Program::conv2d(const Buffer& input, int height, int width, int out_channel
     steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, 0, elements, half,
                                                 geometry(input, height, width, sliding), std::move(cut),
                                                 stages(specs, static_cast<int64_t>(height) * width, out_channels)));
+}
+
+void Program::padded_pixels(const Buffer& output, std::array<int, 2> padding, std::array<uint8_t, 3> zero) {
+    check(output);
+    require(output.kind == Kind::kBytes && output.channels == 3 && output.stride == 3 &&
+                output.height == height_ + 2 * padding[0] && output.width == width_ + 2 * padding[1],
+            "padded_pixels: expected the image's buffer");
+    steps_.push_back(std::make_unique<PaddedPixelsStep>(output, padding, zero));
+}
+
+void Program::pixel_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+                           std::array<uint8_t, 3> zero, const int8_t* weight, const std::vector<StageSpec>& specs,
+                           const FollowingPool* pool) {
+    check(input);
+    require(input.kind == Kind::kBytes && input.channels == 3 && input.stride == 3 && height > 0 && width > 0 &&
+                (height - 1) * static_cast<int64_t>(sliding.stride[0]) + sliding.kernel[0] <= input.height &&
+                (width - 1) * static_cast<int64_t>(sliding.stride[1]) + sliding.kernel[1] <= input.width,
+            "pixel_conv2d: windows leave the input");
+    const int64_t row_bytes = int64_t{3} * sliding.kernel[1];
+    require(sliding.kernel[0] * row_bytes * 255 * 127 < 1 << 24, "pixel_conv2d: sums are beyond 2^24");
+    const int64_t pixels = static_cast<int64_t>(height) * width;
+    Blocks cut = cut_channels(out_channels, 1, 0, kLanes, kBlockLanes);
+    pack_quads(weight, sliding.kernel[0], row_bytes, cut, store_);
+    auto starts = dot_starts(weight, sliding.kernel[0] * row_bytes, zero, cut, store_);
+    const Buffer output{Kind::kFloat, 0, height, width, out_channels, round_up(out_channels, kLanes)};
+    std::vector<Stage> made = stages(specs, pixels, out_channels);
+    std::unique_ptr<PixelConvStep::RowPool> following;
+    if (pool) {
+        const Sliding& window = pool->sliding;
+        require(
+            window.kernel[0] <= PixelConvStep::rows_kept(width, out_channels) && pool->height > 0 && pool->width > 0,
+            "pixel_conv2d: the pool's rows do not fit");
+        for (int axis = 0; axis < 2; ++axis) {
+            const int size = axis == 0 ? height : width, out = axis == 0 ? pool->height : pool->width;
+            require(window.padding[axis] < window.kernel[axis] && window.dilation[axis] == 1 &&
+                        (out - 1) * static_cast<int64_t>(window.stride[axis]) - window.padding[axis] < size,
+                    "pixel_conv2d: a window of the pool sees only padding");
+        }
+        for (const Stage& stage : made)
+            require(stage.kind == StageKind::kScale || stage.kind == StageKind::kShift ||
+                        stage.kind == StageKind::kPrelu || stage.kind == StageKind::kRelu,
+                    "pixel_conv2d: before a pool only stages of channels");
+        Stage store;
+        store.kind = StageKind::kStore;
+        store.stride = output.stride;
+        made.push_back(store);
+        following = std::make_unique<PixelConvStep::RowPool>();
+        following->sliding = window;
+        following->height = pool->height;
+        following->width = pool->width;
+        following->stages = stages(pool->stages, static_cast<int64_t>(pool->height) * pool->width, out_channels);
+    }
+    auto step = std::make_unique<PixelConvStep>(kernels_, input, output, sliding, std::move(cut), std::move(starts),
+                                                std::move(made), std::move(following));
+    geometry_bytes_ += step->table_bytes();
+    steps_.push_back(std::move(step));
+}
+
+void Program::quantize(const Buffer& input, const Buffer& bytes, const Buffer& scales) {
+    check(input);
+    check(bytes);
+    check(scales);
+    require(input.kind == Kind::kFloat && bytes.kind == Kind::kBytes && scales.kind == Kind::kFloat &&
+                input.pixels() == bytes.pixels() && input.channels == bytes.channels && bytes.stride % 4 == 0 &&
+                scales.pixels() == input.pixels() && scales.channels == 1 && scales.stride == 1,
+            "quantize: shapes do not fit");
+    steps_.push_back(std::make_unique<QuantizeStep>(kernels_, input, bytes, scales));
+}
+
+void Program::byte_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+                          const int8_t* weight, const std::vector<StageSpec>& specs) {
+    check(input);
+    require(input.kind == Kind::kBytes && input.stride % 4 == 0 && sliding.kernel == std::array<int, 2>{1, 1} &&
+                sliding.padding == std::array<int, 2>{0, 0},
+            "byte_conv2d: expected a 1x1 convolution of bytes");
+    require(int64_t{127} * 127 * input.channels < 1 << 24, "byte_conv2d: sums are beyond 2^24");
+    Blocks cut = cut_channels(out_channels, 1, 0, kLanes, kBlockLanes);
+    pack_quads(weight, 1, input.channels, cut, store_);
+    auto starts = dot_starts(weight, input.channels, std::array<uint8_t, 1>{128}, cut, store_);
+    steps_.push_back(std::make_unique<ByteConvStep>(kernels_, input, geometry(input, height, width, sliding),
+                                                    std::move(cut), std::move(starts),
+                                                    stages(specs, static_cast<int64_t>(height) * width, out_channels)));
 }
 
 void Program::pool2d(const Buffer& input, int height, int width, const Sliding& sliding, Pool pool,

@@ -15,9 +15,9 @@
 
 namespace xnor {
 
-enum class Kind { kFloat, kBits };
+enum class Kind { kFloat, kBits, kBytes };
 
-// Where a value lies in the arena. Pixel-major; `stride` from pixel to pixel in elements (floats or words).
+// Where a value lies in the arena. Pixel-major; `stride` from pixel to pixel in elements (floats, words or bytes).
 struct Buffer {
     Kind kind;
     int64_t offset;  // bytes, a multiple of 64
@@ -37,6 +37,13 @@ struct StageSpec {
 
 struct Sliding {
     std::array<int, 2> kernel, stride, padding, dilation;
+};
+
+// A max-pool that follows a convolution of the picture at once, so that the map between them is never whole.
+struct FollowingPool {
+    int height, width;  // of its output
+    Sliding sliding;
+    std::vector<StageSpec> stages;
 };
 
 // Memory for parameters, aligned and padded; freed with the program.
@@ -91,6 +98,17 @@ public:
                        const uint64_t* weight, const std::vector<StageSpec>& stages);
     void conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding, int groups,
                 const void* weight, bool half, const std::vector<StageSpec>& stages);
+    // The picture as bytes, with `padding` more pixels of the colour `zero` on each side.
+    void padded_pixels(const Buffer& output, std::array<int, 2> padding, std::array<uint8_t, 3> zero);
+    // Over padded pixels: the exact sum of weight * (pixel - zero). Where a pool follows, `stages` may only be of
+    // channels.
+    void pixel_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+                      std::array<uint8_t, 3> zero, const int8_t* weight, const std::vector<StageSpec>& stages,
+                      const FollowingPool* pool);
+    void quantize(const Buffer& input, const Buffer& bytes, const Buffer& scales);
+    // A 1x1 convolution of quantised bytes: the exact sum of weight * (byte - 128).
+    void byte_conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding,
+                     const int8_t* weight, const std::vector<StageSpec>& stages);
     void pool2d(const Buffer& input, int height, int width, const Sliding& sliding, Pool pool,
                 const std::vector<StageSpec>& stages);
     void pointwise(const Buffer& input, const std::vector<StageSpec>& stages);
