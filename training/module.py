@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.networks import build
-from models.quantized import set_pixels
 from models.packing.file import InputSpec
+from models.quantized import set_pixels
 from training import optimizer, schedule
 from training.recipe import Recipe, check_recipe
 

@@ -212,18 +212,18 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
     }
 }
 
-// Pixels [begin, end), a multiple of P, of all the tile's lanes.
+// Pixels [begin, end), a multiple of P, of all the tile's lanes; of those that are finished, with `out`.
 template <int P, bool Finish>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kWide = Words::kVectors * Words::kLanes;
     constexpr int kNarrow = kLanes / Words::kLanes;
+    const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
-    for (; lane + kWide <= tile.lanes; lane += kWide)
-        count_block<P, Words::kVectors, Finish>(tile, begin, end, lane, out);
+    for (; lane + kWide <= lanes; lane += kWide) count_block<P, Words::kVectors, Finish>(tile, begin, end, lane, out);
     if constexpr (Words::kVectors > 2 * kNarrow)
-        for (; lane + 2 * kLanes <= tile.lanes; lane += 2 * kLanes)
+        for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
             count_block<P, 2 * kNarrow, Finish>(tile, begin, end, lane, out);
-    for (; lane < tile.lanes; lane += kLanes) count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
 }
 
 template <bool Finish>
@@ -411,9 +411,10 @@ template <int P, bool Finish>
 inline void dot_pixels(const DotTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kNarrow = kLanes / Dots::kLanes;
     constexpr int kWide = Dots::kVectors * Dots::kLanes;
+    const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
-    for (; lane + kWide <= tile.lanes; lane += kWide) dot_block<P, Dots::kVectors, Finish>(tile, begin, end, lane, out);
-    for (; lane < tile.lanes; lane += kLanes) dot_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
+    for (; lane + kWide <= lanes; lane += kWide) dot_block<P, Dots::kVectors, Finish>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes) dot_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
 }
 
 template <bool Finish>

@@ -51,6 +51,16 @@ class Builder:
             "conv2d", input=x, weight=stored, out_channels=weight.shape[0], kernel=weight.shape[2:], **fields
         )
 
+    def pixel_conv2d(self, weight: NDArray[Any], **fields: Any) -> str:
+        """`weight` int8 OIHW, on the picture."""
+        stored = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+        return self.op("pixel_conv2d", weight=stored, out_channels=weight.shape[0], kernel=weight.shape[2:], **fields)
+
+    def int8_conv2d(self, x: str, weight: NDArray[Any], **fields: Any) -> str:
+        """`weight` int8 `[out, in]`."""
+        stored = np.ascontiguousarray(weight[:, None, None, :])
+        return self.op("int8_conv2d", input=x, weight=stored, out_channels=weight.shape[0], **fields)
+
     def binary_conv2d(self, x: str, weight: NDArray[Any], **fields: Any) -> str:
         """`weight` +-1, OIHW."""
         stored = pack_bits(weight.transpose(0, 2, 3, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.packing.file import PackedFile
 
-EXACT = {"binary_conv2d", "threshold", "affine", "prelu", "add", "concat", "max_pool2d", "upsample"}
+EXACT = {"pixel_conv2d", "int8_conv2d", "binary_conv2d", "threshold", "affine", "prelu", "add", "concat", "max_pool2d", "upsample"}
 
 
 def unpack_bits(words: NDArray[np.uint64], channels: int) -> NDArray[np.float32]:
@@ -47,6 +47,21 @@ def apply(file: PackedFile, op: Any, inputs: list[Tensor]) -> Tensor:
             return F.conv2d(
                 x, weight, tensor(op.bias, channels=False), dilation=op.dilation, groups=op.groups, **window
             )
+        case "pixel_conv2d":
+            spec = file.header.input
+            mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+            pixels = torch.round((x * std + mean) * 255) - torch.tensor(op.zero, dtype=torch.float32).view(1, 3, 1, 1)
+            weight = tensor(op.weight, channels=False).permute(0, 3, 1, 2)
+            y = F.conv2d(pixels.double(), weight.double(), **window).float() * tensor(op.scale)
+            return y if op.bias is None else y + tensor(op.bias)
+        case "int8_conv2d":
+            largest = x.abs().amax(1, keepdim=True)
+            usable = (largest > 1e-30) & (largest < 1e30)
+            levels = torch.where(usable, torch.round(x * (127 / largest)), 0.0)
+            step = torch.where(usable, largest / 127, 0.0)
+            weight = tensor(op.weight, channels=False).permute(0, 3, 1, 2)
+            y = F.conv2d(levels.double(), weight.double()).float() * step * tensor(op.scale)
+            return y if op.bias is None else y + tensor(op.bias)
         case "binary_conv2d":
             signs = torch.from_numpy(unpack_bits(file.tensors[op.weight], x.shape[1] // op.groups))
             y = F.conv2d(x, signs.permute(0, 3, 1, 2), dilation=op.dilation, groups=op.groups, **window)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.models.xnor.builder import Builder
+from models.xnor import Session
+from tests.models.xnor.builder import Builder, random_images
 
 Check = Callable[..., dict[str, NDArray[Any]]]
 
@@ -119,6 +120,68 @@ def test_every_real_convolution_equals_torch(tmp_path: Path, isa: str, check: Ch
         path = tmp_path / f"{index}.safetensors"
         b.write(path, out, case.out, case.size)
         check(path, isa, case.batch)
+
+
+def levels(rng: np.random.Generator, *shape: int) -> NDArray[np.int8]:
+    return rng.integers(-127, 128, shape, dtype=np.int8)
+
+
+PICTURE_CASES = [
+    # channels out, kernel, stride, padding, size, the max-pool behind it (kernel, stride, padding)
+    (64, 7, 2, 3, (64, 48), (3, 2, 1)),
+    (64, 7, 2, 3, (61, 47), (2, 2, 0)),
+    (32, 3, 1, 1, (32, 32), None),
+    (7, 1, 1, 0, (5, 3), None),
+    (130, 5, 3, 4, (17, 23), (5, 3, 2)),
+    (16, 13, 2, 6, (40, 33), (3, 1, 1)),
+    (1, 3, 2, 0, (9, 8), (2, 1, 0)),
+    (512, 3, 1, 1, (40, 64), (3, 2, 1)),  # three rows of it are too long to be kept
+]
+
+
+@pytest.mark.parametrize("case", PICTURE_CASES, ids=str)
+def test_the_pictures_convolution_equals_torch(tmp_path: Path, isa: str, check: Check, case: Any) -> None:
+    out, kernel, stride, padding, size, pool = case
+    rng = np.random.default_rng(5)
+    for zero in ((124, 116, 104), (0, 255, 1)):
+        b = Builder()
+        vector = rng.standard_normal((3, out)).astype(np.float32)
+        pair = {"stride": (stride, stride), "padding": (padding, padding)}
+        weight = levels(rng, out, 3, kernel, kernel)
+        weight[0], weight[-1] = 127, -127
+        x = b.pixel_conv2d(weight, zero=zero, scale=np.abs(vector[0]), bias=vector[1], **pair)
+        if pool:
+            x = b.op("prelu", input=x, slope=vector[2])
+            window, step, pad = pool
+            x = b.op("max_pool2d", input=x, kernel=(window, window), stride=(step, step), padding=(pad, pad))
+            bits = b.threshold(x, vector[2])
+            x = b.binary_conv2d(bits, np.where(rng.random((out, out, 1, 1)) < 0.5, -1.0, 1.0))
+        b.write(tmp_path / f"{zero}.safetensors", x, out, size)
+        check(tmp_path / f"{zero}.safetensors", isa, 2)
+
+
+@pytest.mark.parametrize(("channels", "out"), [(3, 5), (16, 16), (50, 100), (64, 128), (130, 7), (1030, 64)])
+def test_8_bit_convolutions_equal_torch(tmp_path: Path, isa: str, check: Check, channels: int, out: int) -> None:
+    rng = np.random.default_rng(6)
+    b = Builder()
+    mix = b.conv2d("image", rng.standard_normal((channels, 3, 1, 1)).astype(np.float32))
+    weight = levels(rng, out, channels)
+    weight[0] = 127
+    vector = rng.standard_normal((2, out)).astype(np.float32)
+    wide = b.int8_conv2d(mix, weight, scale=np.abs(vector[0]), bias=vector[1])
+    b.write(tmp_path / "wide.safetensors", wide, out, (7, 9))
+    check(tmp_path / "wide.safetensors", isa, 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 1e38])
+def test_what_8_bits_cannot_hold_counts_as_nothing(tmp_path: Path, isa: str, value: float) -> None:
+    b = Builder()
+    flat = b.conv2d("image", np.zeros((20, 3, 1, 1), np.float32), bias=np.full(20, value, np.float32))
+    bias = np.arange(4, dtype=np.float32)
+    out = b.int8_conv2d(flat, np.full((4, 20), 127, np.int8), scale=np.ones(4, np.float32), bias=bias)
+    file = b.write(tmp_path / "m.safetensors", out, 4, (3, 3))
+    found = Session.load(file.path, isa=isa).run(random_images(file, 1))["heatmaps"]
+    assert np.array_equal(found, np.broadcast_to(bias, found.shape))
 
 
 @pytest.mark.parametrize("channels", [1, 16, 50, 64, 130])
