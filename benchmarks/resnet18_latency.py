@@ -1,8 +1,8 @@
-"""ResNet-18, one image at a time: this engine against float32 networks of the same shape.
+"""ResNet-18: this engine against float32, bfloat16 and int8 networks of the same shape.
 
-Stem, 1x1 shortcuts and head of ours stay real. How it is measured: see latency.py.
+Stem, 1x1 shortcuts and head of ours stay real, in 8 bits or float32. How it is measured: see latency.py.
 
-    python benchmarks/resnet18_latency.py [--size 224 32] [--threads 1] [--rounds 40] [--steps] [--json]
+    python benchmarks/resnet18_latency.py [--size 224 32] [--threads 1 2] [--batch 1 8] [--rounds 40] [--steps]
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ STEMS = {224: "imagenet", 32: "cifar"}
 
 
 def pair(size: int) -> Pair:
-    config = ResNetConfig(stem=STEMS[size], classes=CLASSES[size], input_size=size)
+    config = ResNetConfig(stem=STEMS[size], classes=CLASSES[size], input_size=size, real_weights="int8")
+    whole = config.model_copy(update={"real_weights": "float32"})
     return Pair(
         title=f"ResNet-18, {size} x {size} px, {config.classes} classes",
         name=config.name,
         size=size,
-        binary=ResNet(config),
+        binary={"signet": ResNet(config), "signet, real layers float32": ResNet(whole)},
         twin=ResNet(config.real_twin()),
         meaning={"labels": [str(i) for i in range(config.classes)]},
     )

@@ -238,12 +238,12 @@ class _Planner:
         before: list[MakeStage] = []
         if pool is not None:
             before, step.stages = step.stages, []
-        window = pool and _engine.Sliding(pool.kernel, pool.stride, pool.padding, (1, 1))
-        pooled = pool and self.values[pool.output]
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
             following = None
-            if window is not None and pooled is not None:
+            if pool is not None:
+                pooled = self.values[pool.output]
+                window = _engine.Sliding(pool.kernel, pool.stride, pool.padding, (1, 1))
                 following = _engine.FollowingPool(pooled.height, pooled.width, window, stages)
                 stages = [make(buffer) for make in before]
             program.pixel_conv2d(

@@ -100,7 +100,9 @@ def exact(tmp_path_factory):
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("fuse", [True, False])
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("real-valued twin", "imagenet stem") and "8-bit" not in name])
+@pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if name not in ("real-valued twin", "imagenet stem") and "8-bit" not in name]
+)
 def test_every_bit_and_every_activation_is_torchs(variant, fuse, isa, exact):
     packed, images, seen, expected_signs = exact(variant)
     kept = [

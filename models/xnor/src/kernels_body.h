@@ -481,26 +481,43 @@ void quantize(const QuantizeTile& tile) {
 
 // ---- pooling ----------------------------------------------------------------------------------------------
 
+// One pixel of NV vectors of channels: their sums do not wait for one another.
+template <Pool Kind, int NV>
+XNOR_INLINE inline void pool_vectors(const PoolTile& tile, const float* corner, float* to) {
+    const Window& window = tile.window;
+    Floats::Vector sum[NV];
+    repeat<NV>([&](auto v)
+                   XNOR_INLINE { sum[v] = Kind == Pool::kMax ? Floats::load(corner + v * kLanes) : Floats::set1(0); });
+    for (int row = 0; row < window.rows; ++row) {
+        const float* x = corner + row * window.in_row;
+        Floats::Vector row_sum[NV];
+        if (Kind == Pool::kMeanByRow) repeat<NV>([&](auto v) XNOR_INLINE { row_sum[v] = Floats::set1(0); });
+        for (int col = 0; col < window.cols; ++col, x += window.in_col) {
+            repeat<NV>([&](auto v) XNOR_INLINE {
+                const Floats::Vector value = Floats::load(x + v * kLanes);
+                if (Kind == Pool::kMax) sum[v] = Floats::max(sum[v], value);
+                if (Kind == Pool::kMean) sum[v] = Floats::add(sum[v], value);
+                if (Kind == Pool::kMeanByRow) row_sum[v] = Floats::add(row_sum[v], value);
+            });
+        }
+        if (Kind == Pool::kMeanByRow) repeat<NV>([&](auto v) XNOR_INLINE { sum[v] = Floats::add(sum[v], row_sum[v]); });
+    }
+    repeat<NV>([&](auto v) XNOR_INLINE {
+        if (Kind != Pool::kMax) sum[v] = Floats::divide(sum[v], Floats::set1(tile.divisor));
+        Floats::store(to + v * kLanes, sum[v]);
+    });
+}
+
 template <Pool Kind>
 inline void pool_as(const PoolTile& tile) {
     const Window& window = tile.window;
     for (int p = 0; p < window.pixels; ++p) {
-        for (int lane = 0; lane < tile.lanes; lane += kLanes) {
-            const float* corner = tile.input + window.in_offset[p] + lane;
-            Floats::Vector sum = Kind == Pool::kMax ? Floats::load(corner) : Floats::set1(0);
-            for (int row = 0; row < window.rows; ++row) {
-                const float* x = corner + row * window.in_row;
-                Floats::Vector row_sum = Floats::set1(0);
-                for (int col = 0; col < window.cols; ++col, x += window.in_col) {
-                    if (Kind == Pool::kMax) sum = Floats::max(sum, Floats::load(x));
-                    if (Kind == Pool::kMean) sum = Floats::add(sum, Floats::load(x));
-                    if (Kind == Pool::kMeanByRow) row_sum = Floats::add(row_sum, Floats::load(x));
-                }
-                if (Kind == Pool::kMeanByRow) sum = Floats::add(sum, row_sum);
-            }
-            if (Kind != Pool::kMax) sum = Floats::divide(sum, Floats::set1(tile.divisor));
-            Floats::store(tile.sums + p * kTileLanes + lane, sum);
-        }
+        const float* corner = tile.input + window.in_offset[p];
+        float* to = tile.sums + p * kTileLanes;
+        int lane = 0;
+        for (; lane + 4 * kLanes <= tile.lanes; lane += 4 * kLanes)
+            pool_vectors<Kind, 4>(tile, corner + lane, to + lane);
+        for (; lane < tile.lanes; lane += kLanes) pool_vectors<Kind, 1>(tile, corner + lane, to + lane);
     }
 }
 

@@ -324,6 +324,7 @@ public:
         std::vector<Stage> stages;
     };
     static constexpr int64_t kRowsBytes = 256 << 10;
+    static constexpr int64_t kMaxWindowBytes = (1 << 24) / (255 * 128);  // or sums would be beyond 2^24
 
     static int rows_kept(int width, int channels) {
         return static_cast<int>(kRowsBytes / (static_cast<int64_t>(width) * round_up(channels, kLanes) * 4));
@@ -888,7 +889,7 @@ void Program::pixel_conv2d(const Buffer& input, int height, int width, int out_c
                 (width - 1) * static_cast<int64_t>(sliding.stride[1]) + sliding.kernel[1] <= input.width,
             "pixel_conv2d: windows leave the input");
     const int64_t row_bytes = int64_t{3} * sliding.kernel[1];
-    require(sliding.kernel[0] * row_bytes * 255 * 127 < 1 << 24, "pixel_conv2d: sums are beyond 2^24");
+    require(sliding.kernel[0] * row_bytes <= PixelConvStep::kMaxWindowBytes, "pixel_conv2d: sums are beyond 2^24");
     const int64_t pixels = static_cast<int64_t>(height) * width;
     Blocks cut = cut_channels(out_channels, 1, 0, kLanes, kBlockLanes);
     pack_quads(weight, sliding.kernel[0], row_bytes, cut, store_);
@@ -944,7 +945,7 @@ void Program::byte_conv2d(const Buffer& input, int height, int width, int out_ch
     require(input.kind == Kind::kBytes && input.stride % 4 == 0 && sliding.kernel == std::array<int, 2>{1, 1} &&
                 sliding.padding == std::array<int, 2>{0, 0},
             "byte_conv2d: expected a 1x1 convolution of bytes");
-    require(int64_t{127} * 127 * input.channels < 1 << 24, "byte_conv2d: sums are beyond 2^24");
+    require(int64_t{127} * 128 * input.channels < 1 << 24, "byte_conv2d: sums are beyond 2^24");
     Blocks cut = cut_channels(out_channels, 1, 0, kLanes, kBlockLanes);
     pack_quads(weight, 1, input.channels, cut, store_);
     auto starts = dot_starts(weight, input.channels, std::array<uint8_t, 1>{128}, cut, store_);

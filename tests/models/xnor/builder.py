@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
+from models.packing.file import InputSpec, PackedFile, PackedHeader, Sizes, write
 from models.packing.graph import Graph, words
 
 
@@ -83,17 +83,19 @@ class Builder:
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         more: dict[str, str] | None = None,
     ) -> PackedFile:
-        """A file whose output is the value `output`: `logits` where it has labels, else `heatmaps` (any map)."""
-        names = [str(i) for i in range(channels)]
+        """A file whose output is the value `output`: `logits` where it has labels, else `map`, of any size.
+
+        The format wants logits too, so beside a map these are its means.
+        """
+        outputs = {"logits": output, **(more or {})}
+        if not labels:
+            outputs = {"map": output, **outputs, "logits": self.op("global_avg_pool", input=output)}
         header = PackedHeader(
             architecture="test",
-            task="classification" if labels else "pose",
+            task="classification",
             input=InputSpec(height=size[0], width=size[1], mean=mean, std=std),
-            graph=Graph.model_validate(
-                {"ops": self.ops, "outputs": {"logits" if labels else "heatmaps": output, **(more or {})}}
-            ),
-            labels=names if labels else None,
-            keypoints=None if labels else Keypoints(names=names, skeleton=[], flip_pairs=[]),
+            graph=Graph.model_validate({"ops": self.ops, "outputs": outputs}),
+            labels=[str(i) for i in range(channels)],
             sizes=Sizes(packed_bytes=0, float32_bytes=0),
         )
         return write(path, header, self.tensors)

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from models.packing.file import PackedFile
 
-EXACT = {"pixel_conv2d", "int8_conv2d", "binary_conv2d", "threshold", "affine", "prelu", "add", "concat", "max_pool2d", "upsample"}
+EXACT = {
+    "pixel_conv2d",
+    "int8_conv2d",
+    "binary_conv2d",
+    "threshold",
+    "affine",
+    "prelu",
+    "add",
+    "concat",
+    "max_pool2d",
+    "upsample",
+}
 
 
 def unpack_bits(words: NDArray[np.uint64], channels: int) -> NDArray[np.float32]:

@@ -180,7 +180,7 @@ def test_what_8_bits_cannot_hold_counts_as_nothing(tmp_path: Path, isa: str, val
     bias = np.arange(4, dtype=np.float32)
     out = b.int8_conv2d(flat, np.full((4, 20), 127, np.int8), scale=np.ones(4, np.float32), bias=bias)
     file = b.write(tmp_path / "m.safetensors", out, 4, (3, 3))
-    found = Session.load(file.path, isa=isa).run(random_images(file, 1))["heatmaps"]
+    found = Session.load(file.path, isa=isa).run(random_images(file, 1))["map"]
     assert np.array_equal(found, np.broadcast_to(bias, found.shape))
 
 

@@ -1,0 +1,167 @@
+"""The runtimes that the latency benchmarks compare with: each makes the real-valued twin ready to run.
+
+The 8-bit ones are calibrated on eight random pictures with their own tools' defaults for convolutional networks: NNCF's
+post-training quantization for OpenVINO, static QDQ with weights a channel for ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Run = Callable[[], Any]
+CALIBRATION_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A real-valued network, what it reads (float32 `[N, 3, H, W]`), a folder for files, and the threads it may use."""
+
+    network: nn.Module
+    x: torch.Tensor
+    folder: Path
+    threads: int
+
+    def calibration(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Pictures like those that are measured, one a batch."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(CALIBRATION_PICTURES):
+            yield torch.randn((1, *self.x.shape[1:]), generator=generator).numpy()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime: its name in tables, the package it needs, and how a twin becomes a call."""
+
+    name: str
+    package: str
+    make: Callable[[Twin], Run]
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is here."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+def pytorch_eager(twin: Twin) -> Run:
+    return torch.inference_mode()(lambda: twin.network(twin.x))
+
+
+def pytorch_compiled(twin: Twin) -> Run:
+    torch._dynamo.reset()
+    compiled = torch.compile(twin.network)
+    run = torch.inference_mode()(lambda: compiled(twin.x))
+    run()
+    return run
+
+
+def _onnx(twin: Twin) -> Path:
+    path = twin.folder / "twin.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the legacy exporter says so; the new one needs one more package
+        axes = {"x": {0: "n"}, "y": {0: "n"}}
+        torch.onnx.export(
+            twin.network, (twin.x,), str(path), input_names=["x"], output_names=["y"], dynamic_axes=axes, dynamo=False
+        )
+    return path
+
+
+def _onnx_session(path: Path, twin: Twin) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = twin.threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    pixels = twin.x.numpy()
+    return lambda: session.run(None, {"x": pixels})
+
+
+def onnxruntime_float32(twin: Twin) -> Run:
+    return _onnx_session(_onnx(twin), twin)
+
+
+def onnxruntime_int8(twin: Twin) -> Run:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.pictures = twin.calibration()
+
+        def get_next(self) -> dict[str, Any] | None:
+            picture = next(self.pictures, None)
+            return None if picture is None else {"x": picture}
+
+    logging.getLogger().setLevel(logging.ERROR)
+    prepared, quantized = twin.folder / "prepared.onnx", twin.folder / "int8.onnx"
+    quant_pre_process(str(_onnx(twin)), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(quantized),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    return _onnx_session(quantized, twin)
+
+
+def _openvino(twin: Twin, model: Any, precision: str) -> Run:
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": twin.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    pixels = twin.x.numpy()
+    return lambda: compiled(pixels)
+
+
+def _openvino_model(twin: Twin) -> Any:
+    import openvino
+
+    return openvino.convert_model(twin.network, example_input=twin.x)
+
+
+def openvino_float32(twin: Twin) -> Run:
+    return _openvino(twin, _openvino_model(twin), "f32")
+
+
+def openvino_bf16(twin: Twin) -> Run:
+    return _openvino(twin, _openvino_model(twin), "bf16")
+
+
+def openvino_int8(twin: Twin) -> Run:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    model = nncf.quantize(
+        _openvino_model(twin), nncf.Dataset(list(twin.calibration())), subset_size=CALIBRATION_PICTURES
+    )
+    return _openvino(twin, model, "f32")
+
+
+PEERS = (
+    Peer("PyTorch float32 eager", "torch", pytorch_eager),
+    Peer("PyTorch float32 compiled", "torch", pytorch_compiled),
+    Peer("ONNX Runtime float32", "onnxruntime", onnxruntime_float32),
+    Peer("ONNX Runtime int8", "onnxruntime", onnxruntime_int8),
+    Peer("OpenVINO float32", "openvino", openvino_float32),
+    Peer("OpenVINO bfloat16", "openvino", openvino_bf16),
+    Peer("OpenVINO int8", "nncf", openvino_int8),
+)
