@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api.examples import add_examples
 from app.api.schemas import ProblemAnswer
 from app.errors import Problem
 from app.problems import MEDIA_TYPE
@@ -145,7 +146,9 @@ def problems(*kinds: Problem) -> dict[int | str, dict[str, Any]]:
 
 
 def add_schemas(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put the schemas of problem answers and inference requests where the references above point, and name the keys."""
+    """Add the schemas of problems and inference requests where the references above point, examples and the keys."""
+    add_examples(schema)
+    _correct_validation(schema)
     schema["security"] = [{}, *({name: []} for name in _KEYS)]  # {}: a service without keys asks for none
     schema.setdefault("components", {})["securitySchemes"] = _KEYS
     components = schema["components"].setdefault("schemas", {})
@@ -154,3 +157,13 @@ def add_schemas(schema: dict[str, Any]) -> dict[str, Any]:
         components.update(definition.pop("$defs", {}))
         components[model.__name__] = definition
     return schema
+
+
+def _correct_validation(schema: dict[str, Any]) -> None:
+    """Say of a parameter that is not valid what the service says, where FastAPI describes an answer of its own."""
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                operation["responses"]["422"] = problems(Problem.INVALID_PARAMETER)[422]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

@@ -190,7 +190,7 @@ class PersonOut(Answer):
     keypoints: list[KeypointOut]
 
 
-_PERSON_EXAMPLE: dict[str, JsonValue] = {
+PERSON_EXAMPLE: dict[str, JsonValue] = {
     "box": [120, 40, 160, 300],
     "score": 0.71,
     "keypoints": [
@@ -218,7 +218,7 @@ class PoseAnswer(Answer):
                     "model": "lspet-hourglass",
                     "version": "1",
                     "image": {"width": 500, "height": 375},
-                    "people": [_PERSON_EXAMPLE],
+                    "people": [PERSON_EXAMPLE],
                     "skeleton": [[0, 1]],
                     "timing_ms": {
                         "decode": 2.3,

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from app import metrics
 from app.api.deps import LifecycleDep, ServiceDep
 from app.api.documentation import problems
+from app.api.examples import METRICS
 from app.api.schemas import Health
 from app.errors import Problem, ServiceError
 
@@ -29,7 +30,12 @@ async def ready(service: ServiceDep, lifecycle: LifecycleDep) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}},
+)
 async def scrape(service: ServiceDep) -> Response:
     """Counters, histograms and gauges in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
