@@ -47,6 +47,20 @@ MAX_ARENA_BYTES = 8 << 30
 POOLED_ROWS_BYTES = 256 << 10
 """What the engine keeps of a map that is pooled as it is made."""
 
+CHAINED = (
+    Conv2d,
+    PixelConv2d,
+    Int8Conv2d,
+    BinaryConv2d,
+    MaxPool2d,
+    AvgPool2d,
+    GlobalAvgPool,
+    Affine,
+    Prelu,
+    Add,
+)
+"""Ops whose output goes through a chain of stages before it is stored."""
+
 Arrays = Callable[[str], NDArray[np.float32]]
 Buffers = Callable[[str], _engine.Buffer]
 MakeStage = Callable[[Buffers], _engine.Stage]
@@ -58,11 +72,14 @@ class Layout:
     """How a stored value lies in the arena: `stride` elements (floats, words or bytes) from pixel to pixel.
 
     `as_bytes` : a float value kept as bytes, the picture's pixels or quantised activations.
+    `whole`, `start` : the value is the channels from `start` of another one and lies within that.
     """
 
     value: Value
     stride: int
     as_bytes: bool = False
+    whole: str | None = None
+    start: int = 0
 
     @property
     def kind(self) -> str:
@@ -74,6 +91,26 @@ class Layout:
         """Size in the arena, a multiple of the alignment."""
         size = self.value.height * self.value.width * self.stride * {"float": 4, "bits": 8, "bytes": 1}[self.kind]
         return -(-size // ALIGN_BYTES) * ALIGN_BYTES
+
+    @property
+    def start_bytes(self) -> int:
+        """From the whole's beginning to its own."""
+        return self.start // 8 if self.kind == "bits" else self.start * 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """An input of a concatenation that can be made where it belongs: the channels from `start` of the output.
+
+    `concat`, `add` : indices of the concatenation, and of the sum that alone reads it, if that is so.
+    """
+
+    concat: int
+    add: int | None
+    start: int
+    channels: int
+    first: bool
+    last: bool
 
 
 @dataclass
@@ -125,7 +162,8 @@ def build(file: PackedFile, plan: Plan, *, isa: str, threads: int) -> _engine.Pr
     def buffer(name: str) -> _engine.Buffer:
         layout = plan.layouts[name]
         value = layout.value
-        return _engine.Buffer(layout.kind, plan.offsets[name], value.height, value.width, value.channels, layout.stride)
+        offset = plan.offsets[layout.whole or name] + layout.start_bytes
+        return _engine.Buffer(layout.kind, offset, value.height, value.width, value.channels, layout.stride)
 
     for step in plan.steps:
         step.emit(program, buffer, [make(buffer) for make in step.stages])
@@ -149,6 +187,8 @@ class _Planner:
         for index, op in enumerate(self.ops):
             for name in dict.fromkeys(op.reads()):
                 self.readers[name].append(index)
+        self.parts = self._find_parts() if fuse else {}
+        self.summed: set[int] = set()
 
     def plan(self) -> Plan:
         readers = [self.ops[index] for index in self.readers[Graph.image]]
@@ -387,6 +427,91 @@ class _Planner:
             self._elementwise(step, op, source)
             self._chain(step, op.output)
 
+    # ---- concatenations ----
+
+    def _find_parts(self) -> dict[str, Part]:
+        """Inputs of concatenations that nothing keeps from being made in place, by name."""
+        makers = {op.output: index for index, op in enumerate(self.ops)}
+        found: dict[str, Part] = {}
+        for index, op in enumerate(self.ops):
+            if not isinstance(op, Concat) or any(name in self.outputs.values() for name in (*op.inputs, op.output)):
+                continue
+            starts = [0]
+            for name in op.inputs:
+                starts.append(starts[-1] + self.values[name].channels)
+            order = [makers.get(name, -1) for name in op.inputs]
+            if (
+                order != sorted(set(order))
+                or any(start % LANES for start in starts[:-1])
+                or any(not isinstance(self.ops[maker], CHAINED) for maker in order)
+                or any(name in found for name in op.inputs)
+            ):
+                continue
+            for place, name in enumerate(op.inputs):
+                found[name] = Part(
+                    index,
+                    self._sum_of_all(op),
+                    starts[place],
+                    self.values[name].channels,
+                    first=place == 0,
+                    last=place == len(op.inputs) - 1,
+                )
+        return found
+
+    def _sum_of_all(self, concat: Concat) -> int | None:
+        """The sum that may be made part by part: it alone reads the concatenation, whose inputs feed but thresholds."""
+        readers = self.readers[concat.output]
+        inputs = [self.ops[i] for name in concat.inputs for i in self.readers[name]]
+        if len(readers) != 1 or any(not isinstance(op, Threshold) and op is not concat for op in inputs):
+            return None
+        op = self.ops[readers[0]]
+        return readers[0] if isinstance(op, Add) and op.inputs[0] != op.inputs[1] else None
+
+    def _join(self, step: Step, name: str, part: Part) -> None:
+        """Make a part where it belongs: in the concatenation, or in the sum of that and a value that is there."""
+        concat = self.ops[part.concat]
+        if part.add is not None:
+            add = self.ops[part.add]
+            other = next(value for value in add.reads() if value != concat.output)
+            if part.first and other in self.layouts and self.layouts[other].whole is None:
+                self.summed.add(part.concat)
+            if part.concat in self.summed:
+                self._join_sum(step, part, add.output, other)
+                return
+        self._write_as(step, concat.output, self._layout(concat.output))
+        self.layouts[name] = self._slice(concat.output, part)
+        step.stages.append(lambda buffer: _engine.Stage.store(buffer(name)))
+        if part.last:
+            self.done.add(part.concat)
+            step.ops.append(_title(concat))
+
+    def _join_sum(self, step: Step, part: Part, total: str, other: str) -> None:
+        here = f"\0{part.start}"
+        self.layouts[other + here] = self._slice(other, part)
+        step.added.append(other)
+        step.stages.append(lambda buffer: _engine.Stage.add(buffer(other + here)))
+        thresholds = [i for i in self.readers[total] if isinstance(self.ops[i], Threshold)]
+        for index in thresholds:
+            op = self.ops[index]
+            assert isinstance(op, Threshold)
+            self._threshold(step, op, part)
+        if len(thresholds) < len(self.readers[total]) or total in self.outputs.values():
+            self._write_as(step, total, self._layout(total))
+            self.layouts[total + here] = self._slice(total, part)
+            step.stages.append(lambda buffer: _engine.Stage.store(buffer(total + here)))
+        if part.last:
+            assert part.add is not None
+            done = (part.concat, part.add, *thresholds)
+            self.done.update(done)
+            step.ops += [_title(self.ops[index]) for index in done]
+            if total in self.layouts:
+                step.sums.append((total, other))
+
+    def _slice(self, whole: str, part: Part) -> Layout:
+        value, layout = self.values[whole], self.layouts[whole]
+        own = Value(value.kind, value.height, value.width, part.channels)
+        return Layout(own, layout.stride, whole=whole, start=part.start)
+
     # ---- chains ----
 
     def _chain(self, step: Step, name: str) -> None:
@@ -394,6 +519,7 @@ class _Planner:
         while True:
             readers = [(i, self.ops[i]) for i in self.readers[name] if i not in self.done]
             following: tuple[int, Op] | None = None
+            part = self.parts.get(name)
             if self.fuse:
                 for index, op in readers:
                     if isinstance(op, Threshold):
@@ -402,7 +528,9 @@ class _Planner:
                         step.ops.append(_title(op))
                 following = next((r for r in readers if self._absorbable(r[1], name)), None)
             others = [i for i, _ in readers if i not in self.done and (following is None or i != following[0])]
-            if others or name in self.outputs.values():
+            if part is not None:
+                self._join(step, name, part)
+            elif others or name in self.outputs.values():
                 self._store(step, name)
             if following is None:
                 break
@@ -440,8 +568,8 @@ class _Planner:
             case _:
                 raise EngineError(f"{_title(op)}: the engine does not know this op")
 
-    def _threshold(self, step: Step, op: Threshold) -> None:
-        """With flip, `x <= t` is asked as `-x >= -t`: negation is exact."""
+    def _threshold(self, step: Step, op: Threshold, part: Part | None = None) -> None:
+        """With flip, `x <= t` is asked as `-x >= -t`: negation is exact. With `part`, the bits of those channels."""
         threshold = self._array(op.threshold)
         sign = np.zeros(len(threshold), np.float32)
         if op.flip is not None and self.file.tensors[op.flip].any():
@@ -450,6 +578,10 @@ class _Planner:
             threshold = np.where(flip, -threshold, threshold).astype(np.float32)
         self._write(step, op.output)
         name = op.output
+        if part is not None:
+            chosen = slice(part.start, part.start + part.channels)
+            name, threshold, sign = f"{name}\0{part.start}", threshold[chosen], sign[chosen]
+            self.layouts[name] = self._slice(op.output, part)
         step.stages.append(lambda buffer: _engine.Stage.bits(buffer(name), threshold, sign))
 
     def _store(self, step: Step, name: str) -> None:
@@ -463,11 +595,12 @@ class _Planner:
     ) -> None:
         step.stages.append(lambda _: make(array))
 
-    def _write(self, step: Step, name: str, stride: int | None = None) -> None:
+    def _layout(self, name: str) -> Layout:
         value = self.values[name]
-        if stride is None:
-            stride = words(value.channels) if value.kind == "bits" else -(-value.channels // LANES) * LANES
-        self._write_as(step, name, Layout(value, stride))
+        return Layout(value, words(value.channels) if value.kind == "bits" else -(-value.channels // LANES) * LANES)
+
+    def _write(self, step: Step, name: str, stride: int | None = None) -> None:
+        self._write_as(step, name, self._layout(name) if stride is None else Layout(self.values[name], stride))
 
     def _write_as(self, step: Step, name: str, layout: Layout) -> None:
         self.layouts[name] = layout
@@ -504,18 +637,23 @@ def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str])
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
+    read: dict[str, list[int]] = defaultdict(list)
     for index, step in enumerate(steps):
         for name in step.writes:
-            first[name] = last[name] = index
-        for name in (*step.reads, *step.added):
+            first.setdefault(name, index)
             last[name] = index
+        for name in step.reads:
+            read[layouts[name].whole or name].append(index)
+        for name in (*step.reads, *step.added):
+            last[layouts[name].whole or name] = index
     for name in forever:
         last[name] = len(steps)
     place: dict[str, str] = {}
     for index, step in enumerate(steps):
-        taken = set(step.reads)
+        taken: set[str] = set()
         for stored, added in step.sums:
-            if stored not in place and added not in taken and last[added] == index and _alike(layouts, stored, added):
+            over = last[added] == index and all(i < first[stored] for i in read[added])
+            if over and stored not in place and added not in taken and _alike(layouts, stored, added):
                 taken.add(added)
                 place[stored] = place.get(added, added)
                 last[place[stored]] = max(last[place[stored]], last[stored])

@@ -11,6 +11,7 @@ from models.packing.graph import BinaryConv2d, Prelu, Threshold
 from models.packing.pack import pack_network
 from models.packing.summary import totals
 from models.packing.trace import trace
+from models.quantized import set_pixels
 from models.xnor import Session, available_isas
 from tests.helpers.networks import (
     MEAN,
@@ -39,6 +40,7 @@ VARIANTS = {
     "depth 4, parts of whole words": {
         "depth": 4, "width": 256, "input_size": 64, "latent": LatentConfig(kind="plain")
     },
+    "8-bit real layers": {"real_weights": "int8", "stacks": 2},
     "real-valued twin": {"real": True, "stacks": 2},
 }  # fmt: skip
 
@@ -57,6 +59,7 @@ def network(**fields):
     torch.manual_seed(0)
     settings = {"width": 48, "depth": 2, "input_size": 32, "keypoints": 3, **fields}
     net = StackedHourglass(HourglassConfig(**settings)).eval()
+    set_pixels(net, MEAN, STD)
     vary(net)
     with torch.no_grad():
         for head in net.heads:
@@ -117,7 +120,9 @@ def exact(tmp_path_factory):
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("fuse", [True, False])
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "real-valued twin"])
+@pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if name not in ("real-valued twin", "8-bit real layers")]
+)
 def test_every_bit_and_every_activation_is_torchs(variant, fuse, isa, exact):
     packed, images, seen, heatmaps, expected_signs = exact(variant)
     kept = [op for op in packed.header.graph.ops if isinstance(op, Threshold | Prelu)]

@@ -91,6 +91,7 @@ struct Stage {
     int64_t offset = 0;              // kAdd, kStore, kBits, kPixelScaleAt: where it lies in the arena, bytes
     int64_t stride = 0;              // from pixel to pixel: floats, or for kBits bytes
     int channels = 0;                // kBits
+    int bytes = 0;                   // kBits: from a pixel's first bit to the end of its last word
 };
 
 struct FinishTile {

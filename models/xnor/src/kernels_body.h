@@ -89,7 +89,7 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                 });
                 // The last vector of a pixel also clears the unused part of the last word.
                 if (left <= kLanes) {
-                    const int tail = static_cast<int>(stride) - channel / 8;
+                    const int tail = stage->bytes - channel / 8;
                     for (int i = 2; i < tail; i += 2)
                         for (int p = 0; p < P; ++p) __builtin_memset(to + out_pixel[p] * stride + i, 0, 2);
                 }

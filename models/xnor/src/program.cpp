@@ -706,10 +706,13 @@ Program::Program(const Kernels& kernels, int64_t arena_bytes, int threads, int h
       workers_(threads - 1) {}
 
 void Program::check(const Buffer& buffer) const {
-    const int least = buffer.kind == Kind::kBits ? words(buffer.channels) : buffer.channels;
-    require(buffer.height > 0 && buffer.width > 0 && buffer.channels > 0 && buffer.stride >= least &&
-                buffer.offset >= 0 && buffer.offset % kAlignBytes == 0 &&
-                buffer.pixels() * buffer.stride * element_bytes(buffer.kind) <= arena_bytes_ - buffer.offset,
+    // A part of another value's channels begins between two alignments, bits even between two words.
+    const bool bits = buffer.kind == Kind::kBits;
+    const int64_t least = bits ? ceil_div(buffer.channels, 8) : buffer.channels * element_bytes(buffer.kind);
+    const int64_t stride = buffer.stride * element_bytes(buffer.kind);
+    require(buffer.height > 0 && buffer.width > 0 && buffer.channels > 0 && stride >= least && buffer.offset >= 0 &&
+                buffer.offset % (bits ? 2 : kAlignBytes) == 0 &&
+                (buffer.pixels() - 1) * stride + least <= arena_bytes_ - buffer.offset,
             "buffer: does not lie in the arena");
 }
 
@@ -815,7 +818,9 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
                 stage.offset = buffer.offset;
                 stage.stride = bits ? buffer.stride * 8 : buffer.stride;
                 if (bits) {
+                    const int first = static_cast<int>(buffer.offset % 8) * 8;  // its first bit in a word
                     stage.channels = channels;
+                    stage.bytes = (round_up(first + channels, 64) - first) / 8;
                     stage.channel = padded(spec.channel, channels);
                     stage.sign = padded(spec.sign, channels);
                 }

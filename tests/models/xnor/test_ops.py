@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.xnor import Session
+from models.xnor.plan import make_plan
 from tests.models.xnor.builder import Builder, random_images
 
 Check = Callable[..., dict[str, NDArray[Any]]]
@@ -264,6 +265,43 @@ def test_pools_upsampling_and_concatenation(tmp_path: Path, isa: str, check: Che
     check(tmp_path / "m", isa)
 
 
+@pytest.mark.parametrize("parts", [(64, 32, 32), (48, 16, 64), (16, 16), (32, 5), (24, 8)], ids=str)
+@pytest.mark.parametrize("sum_first", [True, False])
+def test_concatenations_made_in_place(
+    tmp_path: Path, isa: str, check: Check, parts: tuple[int, ...], sum_first: bool
+) -> None:
+    """Parts that feed one another are joined, and a value is added that is there before them, or only after."""
+    rng = np.random.default_rng(8)
+    channels = sum(parts)
+    b = Builder()
+
+    def vector(size: int) -> NDArray[np.float32]:
+        return rng.standard_normal(size).astype(np.float32)
+
+    def mix() -> str:
+        return b.conv2d("image", vector(3 * channels).reshape(channels, 3, 1, 1))
+
+    x = mix()
+    before = mix() if sum_first else None
+    bits, joined = b.threshold(x, vector(channels)), []
+    width = channels
+    for part in parts:
+        signs = np.where(rng.random((part, width, 3, 3)) < 0.5, -1.0, 1.0)
+        joined.append(b.binary_conv2d(bits, signs, padding=(1, 1), scale=vector(part)))
+        bits, width = b.threshold(joined[-1], vector(part)), part
+    whole = b.op("concat", inputs=tuple(joined))
+    total = b.op("add", inputs=(whole, before if before is not None else mix()))
+    after = b.binary_conv2d(
+        b.threshold(total, vector(channels)), np.where(rng.random((7, channels, 1, 1)) < 0.5, -1.0, 1.0)
+    )
+    pooled = b.op("max_pool2d", input=total, kernel=(2, 2), stride=(2, 2))
+    file = b.write(tmp_path / "m.safetensors", after, 7, (6, 8), more={"pooled": pooled})
+    check(file.path, isa, 2)
+    aligned = all(sum(parts[:i]) % 16 == 0 for i in range(len(parts)))
+    steps = [step.ops[0] for step in make_plan(file).steps]
+    assert any(name.startswith("concat") for name in steps) != aligned
+
+
 def test_ops_may_read_the_image_itself(tmp_path: Path, isa: str, check: Check) -> None:
     b = Builder()
     x = b.op("add", inputs=("image", "image"))
@@ -280,6 +318,4 @@ def test_an_unused_op_costs_nothing(tmp_path: Path, check: Check) -> None:
     b.op("upsample", input="image", factor=8)
     kept = b.op("max_pool2d", input="image", kernel=(2, 2), stride=(2, 2))
     b.write(tmp_path / "m", kept, 3, (8, 8))
-    from models.xnor import Session
-
     assert Session.load(tmp_path / "m").arena_bytes < 8 * 8 * 8 * 8 * 3 * 4
