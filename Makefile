@@ -4,7 +4,13 @@
 #   make test             set up everything for development and run all tests
 #   make lint             ruff, mypy --strict, clang-format
 #   make format           let ruff and clang-format rewrite the sources
-#   make image-test       build the container image and try it as it is deployed (needs buildah and podman)
+#   make docs             write the tables of settings in docs/operations.md anew
+#
+# Slow checks, each with the log of its last run in docs/:
+#
+#   make image-test       build the container image and try it as it is deployed (needs docker, or buildah and podman)
+#   make ray-test         try the service on a Ray cluster of two nodes
+#
 #   make clean            remove the environment and everything built
 #
 # It needs Python 3.11 or newer (PYTHON=... picks one) and a C++17 compiler (CXX=... picks one).
@@ -26,7 +32,7 @@ HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$nam
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format clean
+.PHONY: serve test lint format docs image-test ray-test clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -46,8 +52,16 @@ format: $(VENV)/.development
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+docs: $(VENV)/.development
+	$(BIN)/python docs/settings_table.py
+
+# The log shows the run as it goes, and stays as docs/*.log; the last line is PASSED or FAILED.
 image-test:
-	deploy/test_image.sh
+	set -o pipefail; deploy/test_image.sh 2>&1 | tee docs/image-test.log
+
+ray-test: $(VENV)/.development
+	@$(PIP) install --quiet --editable '.[dev,ray]'
+	set -o pipefail; $(BIN)/python -m tests.deploy.two_nodes | tee docs/ray-test.log
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

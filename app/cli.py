@@ -59,6 +59,10 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on  [default: 8000]")] = None,
     models: Models = None,
     default_model: Annotated[str | None, typer.Option(help="Model that answers where a request names none.")] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Serve on the Ray cluster of this machine or RAY_ADDRESS, else on one of its own."),
+    ] = False,
 ) -> None:
     """Serve packed models over HTTP.
 
@@ -66,9 +70,12 @@ def serve(
 
     Example: signet serve --port 9000 --models my-zoo
     """
+    settings = _settings(host=host, port=port, models=models, default_model=default_model)
+    if ray:
+        raise typer.Exit(_serve_on_cluster(settings))
     from app.server import serve as run
 
-    raise typer.Exit(run(_settings(host=host, port=port, models=models, default_model=default_model)))
+    raise typer.Exit(run(settings))
 
 
 @cli.command()
@@ -215,6 +222,27 @@ def _settings(**given: object) -> Settings:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
         _fail(f"SIGNET_{name.upper()} or --{name.replace('_', '-')}: {first['msg']}")
+
+
+def _serve_on_cluster(settings: Settings) -> int:
+    try:
+        from app.cluster import run
+    except ModuleNotFoundError as error:
+        _fail(
+            f"serving on a Ray cluster needs the package {error.name!r}; install signet[ray]:\n"
+            "    pip install 'signet[ray]'      (in a source checkout: pip install -e '.[ray]')"
+        )
+    from pydantic import ValidationError
+
+    from app.cluster_settings import ClusterSettings
+
+    try:
+        return run(settings, ClusterSettings())
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(": ".join(["_".join(["SIGNET_RAY", *map(str, first["loc"])]).upper(), first["msg"]]))
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _repository(settings: Settings) -> Repository:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+from app.keys import read_keys
 from app.settings import Settings
 from tests.helpers import packed, pictures
 from tests.helpers.server import Server, free_port
@@ -95,10 +96,27 @@ def test_every_setting_exists_and_empty_ones_are_the_defaults(
 ) -> None:
     for name, value in services["signet"]["environment"].items():
         assert name.removeprefix("SIGNET_").lower() in Settings.model_fields
-        assert value == f"${{{name}:-}}"
+        if not name.endswith("_FILE"):
+            assert value == f"${{{name}:-}}"
         monkeypatch.setenv(name, "")
     assert Settings() == Settings.model_construct(**Settings().model_dump())
     assert Settings().max_queue_images == Settings.model_fields["max_queue_images"].default
+
+
+def test_keys_are_secrets_and_without_any_the_service_is_open(root: Path, compose: Compose, tmp_path: Path) -> None:
+    content = compose()
+    for kind in ("api_keys", "admin_keys"):
+        file = Path(content["secrets"][kind]["file"])
+        assert file == root / "deploy/keys" / kind
+        assert read_keys((), file) == []
+        for name in ("signet", "replica"):
+            service = compose("--profile", "proxy")["services"][name]
+            assert kind in {secret["source"] for secret in service["secrets"]}
+            assert service["environment"][f"SIGNET_{kind.upper()}_FILE"] == f"/run/secrets/{kind}"
+    mine = tmp_path / "keys"
+    mine.write_text("one\n# a comment\ntwo\n")
+    assert read_keys((), mine) == ["one", "two"]
+    assert compose(API_KEYS_FILE=str(mine))["secrets"]["api_keys"]["file"] == str(mine)
 
 
 def test_every_service_is_held_and_watched(services: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,17 @@ def pod() -> dict[str, Any]:
 def test_it_is_valid_for_the_api(name: str, version: str) -> None:
     validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     validator.validate(load(name), version, strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_what_kubectl_makes_of_them_is_valid_too() -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True)
+    made = list(yaml.safe_load_all(done.stdout))
+    assert len(made) == len(RESOURCES)
+    for content in made:
+        validator.validate(content, VERSIONS[-1], strict=True)
+        assert content["kind"] == "Namespace" or content["metadata"]["namespace"] == "signet"
 
 
 def test_the_kustomization_names_every_manifest() -> None:
@@ -84,7 +97,11 @@ def test_settings_exist_and_the_drain_fits_the_grace_period(
     for variable in container["env"]:
         name = variable["name"].removeprefix("SIGNET_").lower()
         assert name in Settings.model_fields
-        monkeypatch.setenv(variable["name"], variable["value"])
+        if "valueFrom" in variable:
+            assert name.endswith("_keys")
+            assert variable["valueFrom"]["secretKeyRef"]["optional"] is True
+        else:
+            monkeypatch.setenv(variable["name"], variable["value"])
     settings = Settings()
     assert settings.drain_delay_s < settings.drain_timeout_s
     assert settings.drain_timeout_s + 5 <= pod["spec"]["terminationGracePeriodSeconds"]
