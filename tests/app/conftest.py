@@ -22,8 +22,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one model that takes a noticeable part of a second."""
+    """A repository with a model of each task that takes a noticeable part of a second."""
     root = tmp_path_factory.mktemp("slow-zoo")
+    packed.write_slow(root / "slow-pose" / "1" / "model.safetensors", pose=True)
     packed.write_slow(root / "slow" / "1" / "model.safetensors")
     return root
 

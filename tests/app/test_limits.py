@@ -71,6 +71,29 @@ def test_a_deadline_that_passed_in_the_queue_answers_504_uncomputed(slow_zoo: Pa
         running.close()
 
 
+def test_people_wait_and_are_refused_as_images_are(slow_zoo: Path, answer_s: float) -> None:
+    """Two people a request: with room for five some are refused, and those that waited too long are dropped."""
+    boxes = "[[0,0,16,16],[8,8,16,16]]"
+    running = Server(slow_zoo, max_queue_images=5, **ONE_AT_A_TIME)
+    try:
+        with ThreadPoolExecutor(8) as clients:
+            replies = list(clients.map(lambda _: running.pose(PNG, boxes=boxes), range(8)))
+        statuses = Counter(reply.status_code for reply in replies)
+        assert set(statuses) == {200, 429}
+        assert running.metric("signet_images_total", model="slow-pose") == 2 * statuses[200]
+        assert running.metric("signet_queue_images") == 0
+    finally:
+        running.close()
+    running = Server(slow_zoo, queue_deadline_ms=max(1, int(answer_s * 1000)), **ONE_AT_A_TIME)
+    try:
+        with ThreadPoolExecutor(6) as clients:
+            statuses = Counter(clients.map(lambda _: running.pose(PNG, boxes=boxes).status_code, range(6)))
+        assert set(statuses) == {200, 504}
+        assert running.metric("signet_images_total", model="slow-pose") == 2 * statuses[200]
+    finally:
+        running.close()
+
+
 def test_a_client_that_left_costs_nothing_more(slow_zoo: Path, answer_s: float) -> None:
     running = Server(slow_zoo, **ONE_AT_A_TIME)
     try:

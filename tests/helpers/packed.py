@@ -14,16 +14,22 @@ LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse
 
 
 def header(
-    graph: Graph, tensors: dict[str, np.ndarray[Any, Any]], side_px: int = 32, labels: list[str] | None = None
+    graph: Graph,
+    tensors: dict[str, np.ndarray[Any, Any]],
+    side_px: int = 32,
+    labels: list[str] | None = None,
+    *,
+    pose: bool = False,
 ) -> PackedHeader:
     return PackedHeader(
         architecture="random",
-        task="classification",
+        task="pose" if pose else "classification",
         input=InputSpec(
             height=side_px, width=side_px, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), resize=Resize(mode="crop")
         ),
         graph=graph,
-        labels=labels or LABELS,
+        labels=None if pose else labels or LABELS,
+        keypoints=Keypoints(names=LABELS, skeleton=[(0, 1)], flip_pairs=[(0, 1)]) if pose else None,
         provenance={"recipe": "random weights", "metrics": {"top1": 0.1}},
         sizes=Sizes(packed_bytes=sum(t.nbytes for t in tensors.values()), float32_bytes=40_000),
     )
@@ -133,8 +139,11 @@ def write_dots(path: Path, side_px: int = 64) -> PackedFile:
     return write(path, described, {"cells": weight})
 
 
-def write_slow(path: Path, layers: int = 8, side_px: int = 192) -> PackedFile:
-    """Real convolutions over a large picture: one answer takes a noticeable part of a second."""
+def write_slow(path: Path, layers: int = 8, side_px: int = 192, *, pose: bool = False) -> PackedFile:
+    """Real convolutions over a large picture: one answer takes a noticeable part of a second.
+
+    A classifier, or with `pose` a model that finds the ten keypoints that its labels would be.
+    """
     channels = 48
     weight = np.zeros((channels, 3, 3, channels), np.float32)
     tensors: dict[str, np.ndarray[Any, Any]] = {
@@ -156,6 +165,10 @@ def write_slow(path: Path, layers: int = 8, side_px: int = 192) -> PackedFile:
                 padding=(1, 1),
             )
         )
+    if pose:
+        ops.append(Conv2d(output="maps", input=f"x{layers}", weight="head", out_channels=10, kernel=(1, 1)))
+        described = header(Graph(ops=ops, outputs={"heatmaps": "maps"}), tensors, side_px, pose=True)
+        return write(path, described, tensors)
     ops.append(GlobalAvgPool(output="mean", input=f"x{layers}"))
     ops.append(Conv2d(output="logits", input="mean", weight="head", out_channels=10, kernel=(1, 1)))
     return write(path, header(Graph(ops=ops, outputs={"logits": "logits"}), tensors, side_px), tensors)
