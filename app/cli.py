@@ -95,6 +95,9 @@ def predict(
         str | None,
         typer.Option(envvar="SIGNET_API_KEY", show_envvar=True, help="Key for the server; better in the variable."),
     ] = None,
+    pose: Annotated[
+        bool, typer.Option("--pose", help="Find people's keypoints: the default model is one that does.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, max=1000, help="Classes for each picture.")] = 3,
     box: Annotated[
         list[str] | None,
@@ -105,7 +108,15 @@ def predict(
         typer.Option("--format", help="Default: what the name of --out says (.jsonl, .csv), or a table."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there; default: the standard output.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write there; default: the standard output. A .png, .jpg or .webp is the picture with its people.",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, max=256, help="Pictures at once; with --url requests. Default: the CPUs; 4.")
     ] = None,
@@ -117,18 +128,28 @@ def predict(
     or not ready is asked again for a minute.
 
     Example: signet predict photo.jpg holiday/ --top-k 1 --out answers.csv
+
+    Example: signet predict --pose photo.jpg -o drawn.png
     """
     from app.predict.answers import PredictError
+    from app.predict.drawing import SUFFIXES, Drawing
     from app.predict.output import format_of
     from app.predict.pictures import find_pictures
     from app.predict.run import run
 
     pictures = list(find_pictures(paths))
+    drawn = None
+    if out is not None and out.suffix.lower() in SUFFIXES:
+        if len(pictures) != 1:
+            _fail(f"--out: {out} is a picture, of one; there are {len(pictures)}")
+        drawn, out = out, None
     chosen = kind or (Format.JSONL if as_json else None) or (format_of(out) if out else None) or Format.TABLE
     try:
-        with _predictor(url, api_key, model, models, top_k, box or [], jobs) as predictor:
-            if box and predictor.task != "pose":
-                _fail(f"--box is for pose models; this one does {predictor.task}.")
+        with _predictor(url, api_key, model, models, "pose" if pose else None, top_k, box or [], jobs) as predictor:
+            if (box or pose) and predictor.task != "pose":
+                _fail(f"{'--box' if box else '--pose'} is for pose models; this one does {predictor.task}.")
+            if drawn is not None:
+                predictor = Drawing(predictor, drawn, _settings().max_pixels)
             failures = run(predictor, pictures, chosen, out)
     except PredictError as error:
         _fail(str(error))
@@ -142,6 +163,7 @@ def _predictor(
     api_key: str | None,
     model: str | None,
     models: list[Path] | None,
+    task: str | None,
     top_k: int,
     box: list[str],
     jobs: int | None,
@@ -155,12 +177,13 @@ def _predictor(
     if url is None:
         from app.predict.local import Local
 
-        return nullcontext(Local.open(_settings(models=models), model, top_k=top_k, boxes=boxes, jobs=jobs))
+        settings = _settings(models=models)
+        return nullcontext(Local.open(settings, model, top_k=top_k, boxes=boxes, jobs=jobs, task=task))
     if models:
         _fail("--models is for answers without a server; with --url the server has its own.")
     from app.predict.remote import Remote
 
-    return Remote(url, model, api_key=api_key, top_k=top_k, boxes=boxes, jobs=jobs)
+    return Remote(url, model, api_key=api_key, top_k=top_k, boxes=boxes, jobs=jobs, task=task)
 
 
 @cli.command()

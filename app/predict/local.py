@@ -31,15 +31,27 @@ class Local:
 
     @classmethod
     def open(
-        cls, settings: Settings, model: str | None, *, top_k: int, boxes: Sequence[Box] = (), jobs: int | None = None
+        cls,
+        settings: Settings,
+        model: str | None,
+        *,
+        top_k: int,
+        boxes: Sequence[Box] = (),
+        jobs: int | None = None,
+        task: str | None = None,
     ) -> Local:
-        """A model of the repository by its name, or a packed file by its path. Raises PredictError."""
+        """A model of the repository by its name, or a packed file by its path; else the default one of the task.
+
+        Raises PredictError.
+        """
         try:
             if model is not None and (model.endswith(".safetensors") or "/" in model):
                 session = loader(settings.threads)(Path(model))
             else:
                 repository = Repository(settings.models, loader(settings.threads), settings.default_model)
                 repository.load_all()
+                if model is None and task is not None:
+                    model = repository.default_for(task)
                 session = repository.find(model).ready_session()
         except (PackedFileError, ServiceError) as error:
             raise PredictError(str(error)) from error

@@ -48,14 +48,18 @@ class Remote:
         top_k: int,
         boxes: Sequence[Sequence[float]] = (),
         jobs: int | None = None,
+        task: str | None = None,
     ) -> None:
-        """Ask the server about the model. Raises PredictError where it does not answer, or refuses."""
+        """Ask the server about the model, by default its own default, of the task if one is given.
+
+        Raises PredictError where it does not answer, or refuses.
+        """
         headers = {"User-Agent": "signet-predict"} | ({"X-API-Key": api_key} if api_key else {})
         self._jobs = jobs or 4
         limits = httpx.Limits(max_connections=self._jobs, max_keepalive_connections=self._jobs)
         try:
             self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, limits=limits)
-            self._name, self.task = self._find(model)
+            self._name, self.task = self._find(model, task)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PredictError(f"{url}: {_reason(error)}") from error
         self._boxes = boxes
@@ -67,15 +71,23 @@ class Remote:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def _find(self, model: str | None) -> tuple[str, str]:
+    def _find(self, model: str | None, wanted: str | None) -> tuple[str, str]:
         """The model's name, the default one's where none is given, and its task."""
-        name = model or self._get("v1/models").get("default")
+        name = model or self._default(wanted)
         if name is None:
-            raise PredictError("The server has no model that is ready.")
+            raise PredictError(f"The server has no model {f'for {wanted} ' if wanted else ''}that is ready.")
         task = self._get(f"v1/models/{httpx.URL(path='/' + name).raw_path.decode()[1:]}").get("task")
         if task not in _ROUTES:
             raise PredictError(f"The server's model {name!r} is not ready.")
         return name, task
+
+    def _default(self, task: str | None) -> str | None:
+        listed = self._get("v1/models")
+        name: str | None = listed.get("default")
+        if task is None:
+            return name
+        fit = [m["name"] for m in listed.get("models", ()) if m.get("state") == "ready" and m.get("task") == task]
+        return name if name in fit else next(iter(fit), None)
 
     def _get(self, path: str) -> dict[str, Any]:
         reply = self._client.get(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pty
@@ -14,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app.predict.answers import PredictError, side_by_side
 from app.predict.remote import Remote
@@ -99,6 +102,23 @@ def test_a_pose_model_gives_keypoints(
     assert found == expected
 
 
+@pytest.mark.parametrize("server_too", [False, True], ids=["offline", "server"])
+def test_people_are_drawn_as_the_service_draws_them(
+    server: Server, zoo: Path, tmp_path: Path, server_too: bool
+) -> None:
+    photo, drawn = tmp_path / "photo.jpg", tmp_path / "drawn.png"
+    photo.write_bytes(pictures.oriented(pictures.random_pixels(90, 120), 6, "JPEG"))
+    where = ("--url", str(server.client.base_url)) if server_too else ("--models", zoo)
+    ended = signet("predict", "--pose", photo, *where, "--box", "10,8,90,70", "-o", drawn)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "1 person" in ended.stdout
+    served = server.pose(photo.read_bytes(), boxes="10,8,90,70", visualize="true").content
+    mine, theirs = (np.asarray(Image.open(source)).astype(int) for source in (drawn, io.BytesIO(served)))
+    assert mine.shape == theirs.shape == (90, 120, 3)
+    assert np.abs(mine - theirs).mean() < 0.5  # points are rounded to a hundredth of a pixel
+    assert np.abs(mine - pictures.random_pixels(90, 120)).max() > 100
+
+
 def test_all_good_is_status_zero(server: Server, folder: Path) -> None:
     ended = signet("predict", folder / "deep", "--url", str(server.client.base_url))
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -148,6 +168,8 @@ def test_the_key_is_sent_and_asked_for(zoo: Path, folder: Path) -> None:
         (["--url", "SERVER", "--models", "."], "--models"),
         (["--url", "SERVER", "--box", "1,2,3,4"], "--box is for pose models"),
         (["--url", "SERVER", "--model", "dots", "--box", "1,2,3"], "--box: expected x,y,width,height"),
+        (["--url", "SERVER", "--pose", "--model", "random"], "--pose is for pose models"),
+        (["--url", "SERVER", "--pose", "--out", "a.png"], "is a picture, of one; there are 23"),
         (["--url", "SERVER", "--out", "/nowhere/a.csv"], "/nowhere/a.csv: No such file or directory"),
     ],
 )
