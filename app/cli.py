@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TRAINING_COMMANDS = {
     "train": "Train a network from a recipe.",
+    "ablate": "Train all runs of an ablation and compare them.",
     "evaluate": "Measure a checkpoint or a packed model on a data set.",
     "pack": "Pack a trained network to one bit a weight.",
     "data": "Look at the data sets.",

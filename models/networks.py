@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.hourglass import HourglassConfig, StackedHourglass
+from models.latent import BinaryConv2d, BinaryLinear, Latent, PlainLatent, assign_latents
 from models.resnet import ResNet, ResNetConfig
 
 NetworkConfig = Annotated[ResNetConfig | HourglassConfig, Field(discriminator="architecture")]
@@ -26,3 +29,38 @@ def restore(config: NetworkConfig, state: Mapping[str, Tensor]) -> nn.Module:
     network = build(config.model_copy(update={"latent": latent}))
     network.load_state_dict(state)
     return network.eval()
+
+
+def start_from(network: nn.Module, source: nn.Module) -> None:
+    """Give `network` (of `build`) the weights of `source`, a trained network of the same shape.
+
+    `source` may be the real-valued twin, the first of two stages, or have another latent: the signs of each binary
+    layer become those of the source's weights, decomposed anew, and their spread that of fresh weights, so that the
+    straight-through window is as open as at any start. Other parameters and statistics are copied where both have them.
+    Raises ValueError naming a layer that the source lacks or has in another shape.
+    """
+    config: NetworkConfig = network.config  # type: ignore[assignment]
+    modules = dict(source.named_modules())
+    latent = {id(p) for module in network.modules() if isinstance(module, Latent) for p in module.parameters()}
+    theirs = source.state_dict()
+    with torch.no_grad():
+        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+            if id(value) not in latent and name in theirs and theirs[name].shape == value.shape:
+                value.copy_(theirs[name])
+        for name, layer in network.named_modules():
+            if not isinstance(layer, BinaryConv2d | BinaryLinear):
+                continue
+            weight = _real_weight(modules.get(name))
+            if weight is None or weight.shape != layer.latent.shape:
+                found = "no weights there" if weight is None else f"weights of shape {tuple(weight.shape)}"
+                raise ValueError(f"{name}: has weights of shape {layer.latent.shape}; the source has {found}")
+            spread = (2 / prod(weight.shape[1:])) ** 0.5
+            layer.latent = PlainLatent(weight * (spread / weight.square().mean().sqrt().clamp_min(1e-12)))
+    # Random factors would forget what was trained.
+    network.holistic = assign_latents(network, config.latent.model_copy(update={"init": "decomposition"}))
+
+
+def _real_weight(module: nn.Module | None) -> Tensor | None:
+    if isinstance(module, BinaryConv2d | BinaryLinear):
+        return module.latent.to_tensor()
+    return module.weight if isinstance(module, nn.Conv2d | nn.Linear) else None

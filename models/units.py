@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from models.latent import BinaryConv2d, LatentConfig, RPReLU, ScaleKind, Sign, SteKind
@@ -19,6 +19,9 @@ class BinaryNetworkConfig(BaseModel):
     activation : what follows each binary convolution.
     latent, scale, weight_ste, activation_ste : the binary layers, see `models.latent`.
     real_weights : what stays real, stem, 1x1 convolutions and head, in `float32` or `int8`, see `models.quantized`.
+    weight_clamp : a quantile such as 0.99 at which the window of the weights' gradient ends, in place of 1 (ReCU): the
+        share of weights that it no longer reaches then stays small however W grows.
+    binarize : `activations` is the first of two stages: weights are real still; see `training.start_from`.
     real : build the real-valued twin; the binary settings are then without effect.
     """
 
@@ -30,6 +33,8 @@ class BinaryNetworkConfig(BaseModel):
     weight_ste: SteKind = "clip"
     activation_ste: SteKind = "clip"
     real_weights: Literal["float32", "int8"] = "float32"
+    weight_clamp: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+    binarize: Literal["both", "activations"] = "both"
     real: bool = False
 
     @property
@@ -67,6 +72,8 @@ def conv_unit(
         scale=config.scale,
         ste=config.weight_ste,
         output_size=(output_size, output_size),
+        clamp_quantile=config.weight_clamp,
+        real_weights=config.binarize == "activations",
     )
     return nn.Sequential(norm, Sign(config.activation_ste), binary, activation(config.activation, out_channels))
 

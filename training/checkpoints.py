@@ -13,7 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from training.errors import TrainingError
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -120,3 +123,18 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             partial.replace(self.folder / LAST)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package. Raises TrainingError if it is none; runs none of its code."""
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file raises nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or "recipe" not in parameters or "state_dict" not in content:
+        raise TrainingError(f"{path}: is no checkpoint of signet train: hyper_parameters.recipe is missing")
+    return dict(content)

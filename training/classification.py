@@ -7,12 +7,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.data.loaders import Batch
 from training.module import NetworkModule
+from training.teacher import imitation, without_gradient
+
+MIXUP_STREAM = 1
 
 
 class Classifier(NetworkModule):
@@ -40,10 +44,24 @@ class Classifier(NetworkModule):
         return logits.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy with label smoothing."""
+        """Cross entropy with label smoothing, of mixed pictures that with both labels; and the teacher's share."""
+        training = self.recipe.training
         images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.training.label_smoothing)
+        x, others, share = self.normalised(images), labels, 1.0
+        if training.mixup_alpha:
+            key = (self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)
+            share, order = draw_mix(len(labels), training.mixup_alpha, key)
+            x, others = share * x + (1 - share) * x[order.to(x.device)], labels[order.to(labels.device)]
+        logits = self.network(x).float()
+        loss = sum(
+            weight * F.cross_entropy(logits, target, label_smoothing=training.label_smoothing)
+            for weight, target in ((share, labels), (1 - share, others))
+            if weight > 0
+        )
+        if self.teacher is not None:
+            apart = imitation(logits, without_gradient(self.teacher, x), training.distillation_temperature)
+            loss = (1 - training.distillation_weight) * loss + training.distillation_weight * apart
+        assert isinstance(loss, Tensor)
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True)
         self.log("train_loss_step", loss.detach())
@@ -65,6 +83,15 @@ class Classifier(NetworkModule):
         self.log("val_top1", 100 * top1 / images, sync_dist=True)
         self.log("val_top5", 100 * top5 / images, sync_dist=True)
         self.log("val_loss", loss / images, sync_dist=True)
+
+
+def draw_mix(count: int, alpha: float, key: Sequence[int]) -> tuple[float, Tensor]:
+    """Of a batch's pictures the first one's share of each mix, and the second one's index, int64 [count].
+
+    A function of `key` alone, so that a resumed run mixes as an uninterrupted one.
+    """
+    random = np.random.default_rng(np.random.SeedSequence([MIXUP_STREAM, *key]))
+    return float(random.beta(alpha, alpha)), torch.from_numpy(random.permutation(count))
 
 
 def count(logits: Tensor, labels: Tensor) -> Tensor:

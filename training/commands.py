@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `pack` and `data preview`.
+"""The commands `train`, `ablate`, `evaluate`, `pack` and `data preview`.
 
 torch is imported when a command runs, not before: help answers at once, and on machines without torch.
 """
@@ -103,6 +103,50 @@ def train(
     if first:
         found = f", {SHOWN[outcome.metric][0]} {outcome.best_value:.2f} %" if outcome.best else ""
         print(f"done: {outcome.best or outcome.last}{found}")
+
+
+@commands.command()
+@_user_errors
+def ablate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file such as those in training/ablations.")],
+    data: Data = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="For results; default: runs/ablations/<name>."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs at once, which share the machine's GPU.")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
+    report_only: Annotated[bool, typer.Option("--report", help="Only write tables and plots of what is done.")] = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,  # one of the jobs: writes no report
+) -> None:
+    """Train all runs of an ablation and compare them.
+
+    Runs that are done are skipped, an interrupted one goes on where it stood, and the same command may be started
+    several times at once. Afterwards results.csv, table.md and the plots (signet[ablation]) are written anew.
+
+    Example: signet ablate training/ablations/cifar10.yaml --data ~/data --jobs 4
+
+    Example: timeout -s TERM 9m signet ablate training/ablations/cifar10.yaml; signet ablate ... --report
+    """
+    from training.ablation.plan import Ablation
+    from training.ablation.report import write_report
+    from training.ablation.work import work, work_in_parallel
+
+    ablation = Ablation(file)
+    folder = output or Path("runs") / "ablations" / ablation.config.name
+    number = None
+    if jobs > 1 and not report_only:
+        command = ["ablate", str(file), "--worker", "--output", str(folder), *(["--keep"] if keep else [])]
+        status = work_in_parallel(jobs, [*command, *(["--data", str(data)] if data else [])])
+        number = status - SIGNAL_BASE if status > SIGNAL_BASE else None
+        if status and number is None:
+            raise typer.Exit(status)
+    elif not report_only:
+        number = work(ablation, folder, data, keep=keep)
+    for path in () if worker else write_report(ablation, folder):
+        print(path)
+    if number is not None:
+        raise typer.Exit(SIGNAL_BASE + number)
 
 
 @commands.command()
@@ -214,7 +258,7 @@ def _pack_target(checkpoint: Path, output: Path | None, name: str | None, versio
             raise TrainingError("--name, --version: belong to a model repository; give its folder as --output")
         return output or checkpoint.parent / MODEL_FILE
     if name is None:
-        from training.train import load_checkpoint
+        from training.checkpoints import load_checkpoint
 
         name = str(load_checkpoint(checkpoint)["hyper_parameters"]["recipe"]["name"])
     if version is None:

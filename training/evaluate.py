@@ -14,6 +14,7 @@ from torch import Tensor
 from models.networks import restore
 from models.packing.file import InputSpec, Keypoints, PackedFileError, PackedHeader
 from models.packing.file import read as read_packed
+from training.checkpoints import load_checkpoint
 from training.classification import count
 from training.data import catalog
 from training.data.dataset import Dataset, Pixels
@@ -27,7 +28,6 @@ from training.pose.metrics import PoseScores
 from training.pose.people import PoseDataset
 from training.pose.preview import choose, found_sheet
 from training.recipe import ClassificationConfig, DataConfig, ImageFolderData, check_recipe
-from training.train import load_checkpoint
 
 PACKED_SUFFIX = ".safetensors"
 DATA_CONFIG: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)

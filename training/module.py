@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.networks import build
@@ -16,6 +16,7 @@ from models.packing.file import InputSpec
 from models.quantized import set_pixels
 from training import optimizer, schedule
 from training.recipe import Recipe, check_recipe
+from training.teacher import load_teacher
 
 
 class NetworkModule(LightningModule):
@@ -44,14 +45,33 @@ class NetworkModule(LightningModule):
         self.spec = InputSpec.model_validate(input)
         self.network = build(self.recipe.model)
         set_pixels(self.network, self.spec.mean, self.spec.std)
-        if self.recipe.training.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.place()
         if self.recipe.training.compile:
             self.network.compile()
         # Of a batch of pixels: x * pixel_scale + pixel_shift = (x / 255 - mean) / std.
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", (-mean / std).reshape(3, 1, 1), persistent=False)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network whose outputs are imitated: no part of this one, so no part of its checkpoints."""
+        found: nn.Module | None = self.__dict__.get("_teacher")
+        return found
+
+    def on_fit_start(self) -> None:
+        """Read the recipe's teacher."""
+        path = self.recipe.training.teacher
+        if path is not None:
+            network = load_teacher(path, dict(self.hparams)).to(self.device)
+            if self.recipe.training.channels_last:
+                network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.__dict__["_teacher"] = network
+
+    def place(self) -> None:
+        """Lay the network out in memory as the recipe says."""
+        if self.recipe.training.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def normalised(self, images: Tensor) -> Tensor:
         """Pixels uint8 [N, H, W, 3] -> the network's input float32 [N, 3, H, W]."""

@@ -75,12 +75,14 @@ class Cifar10Data(_Part):
     """CIFAR-10, as the original python batches or as one `.npz` of JPEGs.
 
     root : folder that holds either; `--data` and the environment variable SIGNET_DATA do the same.
+    image_size : 16 shrinks the pictures by averaging 2 x 2 pixels: a quarter of the work, for a quick look.
     augment : see SmallImageAugment.
     train_images, validation_images : use the first so many images alone, for a quick look; none = all.
     """
 
     name: Literal["cifar10"] = "cifar10"
     root: Path | None = None
+    image_size: Literal[16, 32] = 32
     augment: SmallImageAugment = SmallImageAugment()
     train_images: Annotated[int, Field(ge=1)] | None = None
     validation_images: Annotated[int, Field(ge=1)] | None = None
@@ -133,6 +135,14 @@ class Training(_Part):
         against it; `cosine` the same with constant betas; `step` falls tenfold after each of `step_epochs`;
         `constant` stays.
     warmup_share : share of the run in which the rate rises; linear from 1/25 where the schedule is not `onecycle`.
+    start_from : a checkpoint of a network of the same shape whose weights are the start: the real-valued twin
+        (`model.real`), the first of two stages (`model.binarize: activations`), or another latent.
+    teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's.
+    distillation_weight : the teacher's share of the loss.
+    distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).
+    mixup_alpha : pairs of pictures are mixed by shares drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = never;
+        for classification.
+    ema_decay : validate and save an exponential moving average of the weights; 0 = the weights themselves.
     label_smoothing : share of the target that is spread over all classes.
     gradient_clip : largest norm of all gradients together; 0 = no limit.
     precision : `bf16-mixed` or `32-true`.
@@ -156,6 +166,12 @@ class Training(_Part):
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     step_epochs: tuple[Positive, ...] = ()
+    start_from: Path | None = None
+    teacher: Path | None = None
+    distillation_weight: Share = 0.5
+    distillation_temperature: Positive = 1.0
+    mixup_alpha: NotNegative = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_clip: NotNegative = 0.0
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
@@ -208,6 +224,8 @@ class Recipe(_Part):
                 f"task: is {self.task!r}, which needs {needed}; the recipe has a {self.model.architecture} "
                 f"and {self.data.name}"
             )
+        if pose and self.training.mixup_alpha:
+            raise ValueError("training.mixup_alpha: joints of two people cannot be mixed; expected 0 for task 'pose'")
         return self
 
     @property
@@ -225,6 +243,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises TrainingError, one line a mistake.
     """
+    raw = read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    return check_recipe(raw, str(path), overrides)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file. Raises TrainingError if it cannot be read or holds no fields."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -233,9 +259,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = _parse(str(path), text)
     if not isinstance(raw, dict):
         raise TrainingError(f"{path}: expected fields such as name, model, data and training, found {_show(raw)}")
-    for override in overrides:
-        _override(raw, override)
-    return check_recipe(raw, str(path), overrides)
+    return raw
 
 
 def check_recipe(raw: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:

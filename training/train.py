@@ -6,17 +6,19 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ValidationError
 
-from training.checkpoints import BEST, LAST, Checkpoints, Interrupted
+from training import teacher
+from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint
 from training.classification import Classifier
 from training.data import catalog
 from training.data.dataset import Dataset
@@ -30,6 +32,7 @@ from training.pose.module import PoseEstimator
 from training.pose.people import PoseDataset
 from training.recipe import Recipe
 from training.reporting import Reporter
+from training.signs import SignStatistics
 
 AUTO = "auto"
 
@@ -65,21 +68,29 @@ class ValidateAtEnd(pl.Callback):
 
 
 def train(
-    recipe: Recipe, *, data_root: Path | None = None, output: Path | None = None, resume: str | None = None
+    recipe: Recipe,
+    *,
+    data_root: Path | None = None,
+    dataset: Dataset | PoseDataset | None = None,
+    output: Path | None = None,
+    resume: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> Outcome:
     """Train the network of `recipe`.
 
     Parameters
     ----------
     data_root : where the data set lies, before all else that says so.
+    dataset : the recipe's data set, if it has been read already.
     output : folder for checkpoints and logs; `runs/<name>` if None.
     resume : a checkpoint to go on from, or `auto`: the output folder's last one, if there is one.
+    callbacks : more of Lightning's, before the run's own.
 
     Raises TrainingError for what the user can put right.
     """
     folder = output or Path("runs") / recipe.name
     checkpoint = _resume_from(resume, folder)
-    dataset = load_data(recipe, data_root)
+    dataset = dataset or load_data(recipe, data_root)
     recipe = fit_to_data(recipe, dataset)
     if checkpoint is not None:
         _check_same_run(checkpoint, recipe)
@@ -88,10 +99,17 @@ def train(
     _quieten()
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     module, data = _of_task(recipe, dataset)
+    if recipe.training.start_from is not None and checkpoint is None:
+        teacher.start(module.network, recipe.training.start_from)
+        module.place()
     checkpoints = Checkpoints(folder, recipe.metric)
     reporter = Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)
-    # The reporter first: it writes the epoch's line before a signal ends the run at the epoch's checkpoint.
-    trainer = make_trainer(recipe, folder, [ValidateAtEnd(), reporter, checkpoints])
+    # In this order: what is logged, then the reporter, which writes the epoch's line before a signal ends the run at
+    # the epoch's checkpoint.
+    own: list[pl.Callback] = [ValidateAtEnd(), SignStatistics(), reporter, checkpoints]
+    if recipe.training.ema_decay:
+        own.insert(0, EMAWeightAveraging(decay=recipe.training.ema_decay))
+    trainer = make_trainer(recipe, folder, [*callbacks, *own])
     number = None
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -111,7 +129,7 @@ def load_data(recipe: Recipe, root: Path | None = None) -> Dataset | PoseDataset
 
 def _of_task(recipe: Recipe, dataset: Dataset | PoseDataset) -> tuple[NetworkModule, RecipeData]:
     """What the Trainer is given: a network with its loss and measures, and the data."""
-    plain, spec, origin = recipe.plain(), dataset.input.model_dump(mode="json"), _provenance(dataset)
+    plain, spec, origin = recipe.plain(), dataset.input.model_dump(mode="json"), provenance(dataset)
     if isinstance(dataset, PoseDataset):
         estimator = PoseEstimator(plain, dataset.keypoints.model_dump(mode="json"), spec, origin)
         return estimator, PeopleData(dataset, recipe)
@@ -172,21 +190,6 @@ def fit_to_data(recipe: Recipe, dataset: Dataset | PoseDataset) -> Recipe:
     return recipe.model_copy(update={"model": model})
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this package. Raises TrainingError if it is none; runs none of its code."""
-    if not path.is_file():
-        raise TrainingError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"{path}: cannot be read as a checkpoint: {reason}") from error
-    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(parameters, dict) or "recipe" not in parameters or "state_dict" not in content:
-        raise TrainingError(f"{path}: is no checkpoint of signet train: hyper_parameters.recipe is missing")
-    return dict(content)
-
-
 def _resume_from(resume: str | None, folder: Path) -> Path | None:
     last = folder / LAST
     if resume is None:
@@ -217,7 +220,8 @@ def _difference(field: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return field, old, new
 
 
-def _provenance(dataset: Dataset | PoseDataset) -> dict[str, Any]:
+def provenance(dataset: Dataset | PoseDataset) -> dict[str, Any]:
+    """What a result depends on beside its recipe: the data set's size, torch's version, the source's commit."""
     return {
         "data": dataset.name,
         "train_images": len(dataset.train),

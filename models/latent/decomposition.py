@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 Rank = Literal["full"] | float | int | tuple[int, ...]
 Init = Literal["decomposition", "random"]
+LARGE_KRONECKER = 64
 
 
 class Latent(nn.Module, ABC):
@@ -124,7 +125,7 @@ class TuckerLatent(Latent):
         if init == "random":
             core = torch.randn(ranks).to(weight)
             factors = [torch.randn(n, r).to(weight) / r**0.5 for n, r in zip(self.shape, ranks, strict=True)]
-            core *= _spread(weight) / _spread(_multi_mode_product(core, factors))
+            core *= _spread(weight) / _spread(_multi_mode_product(core, factors, self.channel_modes))
         else:
             core, factors = _hosvd(weight, ranks)
         # Kept unfolded along the first mode: a 4- or 5-mode parameter would be taken for images by
@@ -139,7 +140,7 @@ class TuckerLatent(Latent):
 
     def to_tensor(self) -> Tensor:
         with _full_precision(self.core):
-            return _multi_mode_product(self.core_tensor(), list(self.factors))
+            return _multi_mode_product(self.core_tensor(), list(self.factors), self.channel_modes)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rank={self.rank}"
@@ -271,14 +272,33 @@ def _like(array: np.ndarray[tuple[int, ...], np.dtype[np.float64]], reference: T
     return torch.from_numpy(array.copy()).to(reference)
 
 
-def _multi_mode_product(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """G x1 U1 x2 U2 ...: each step contracts the leading mode and puts its result last.
+def _multi_mode_product(core: Tensor, factors: Sequence[Tensor], channel_modes: Sequence[int]) -> Tensor:
+    """G x1 U1 x2 U2 ... in a few large matrix products.
 
-    The cheapest modes (smallest factor) go first, while the tensor is as small as it will be.
+    Nearly all the work is in the two channel modes. The other, small modes (kernel height and width, layers) come
+    first: their product is one matrix product with the Kronecker product of their factors, where one mode at a time
+    would be a thin product each, bound by memory. The channel modes follow, each as one product without a batch.
     """
-    order = sorted(range(core.ndim), key=lambda mode: factors[mode].numel())
-    value = core.permute(order)
-    for mode in order:
-        value = torch.tensordot(value, factors[mode], dims=([0], [1]))
-    back = [order.index(mode) for mode in range(core.ndim)]
-    return value.permute(back).contiguous()
+    small = [mode for mode in range(core.ndim) if mode not in channel_modes]
+    rows, columns = channel_modes
+    value = core.permute(*small, rows, columns)
+    shape = value.shape
+    if small:
+        # Layers come first among the small modes; many of them would make a Kronecker product that costs more.
+        first = 1 if len(small) > 1 and prod(len(factors[mode]) for mode in small) > LARGE_KRONECKER else 0
+        if first:
+            value = factors[small[0]] @ value.reshape(shape[0], -1)
+        kernel = _kronecker([factors[mode] for mode in small[first:]])
+        value = kernel @ value.reshape(-1 if first else 1, kernel.shape[1], prod(shape[-2:]))
+    value = value.reshape(-1, *shape[-2:]).transpose(0, 1).reshape(shape[-2], -1)
+    value = (factors[rows] @ value).reshape(-1, shape[-1]) @ factors[columns].T
+    order = [rows, *small, columns]
+    value = value.reshape([len(factors[mode]) for mode in order])
+    return value.permute([order.index(mode) for mode in range(core.ndim)]).contiguous()
+
+
+def _kronecker(factors: Sequence[Tensor]) -> Tensor:
+    product = factors[0]
+    for factor in factors[1:]:
+        product = torch.kron(product, factor)
+    return product

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import log, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.latent.decomposition import Latent, PlainLatent
-from models.latent.scale import OutputScale, ScaleKind
+from models.latent.scale import OutputScale, ScaleKind, analytic_scale
 from models.latent.sign import SteKind, ste_sign
+
+SMALLEST_SIZE = 1e-12
 
 
 class _BinaryLayer(nn.Module):
-    """A layer with weights `sign(latent)` and an output scale. Its inputs are in {-1, +1}."""
+    """A layer with weights `sign(latent)` and an output scale. Its inputs are in {-1, +1}.
+
+    `real_weights` is for the first of two stages of training: the weights are W itself, each filter divided by its
+    mean |W|, so that they are of the size of the signs that replace them in the second.
+    """
 
     def __init__(
-        self, shape: tuple[int, ...], scale: ScaleKind, ste: SteKind, output_size: tuple[int, int] | None = None
+        self,
+        shape: tuple[int, ...],
+        scale: ScaleKind,
+        ste: SteKind,
+        output_size: tuple[int, int] | None = None,
+        clamp_quantile: float | None = None,
+        real_weights: bool = False,
     ) -> None:
         super().__init__()
         # Kaiming: the variance that keeps a real network's signal, and well inside the STE window |W| < 1.
@@ -25,10 +37,31 @@ class _BinaryLayer(nn.Module):
         self.latent: Latent = PlainLatent(weight)
         self.scale = OutputScale(weight, scale, output_size)
         self.ste: SteKind = ste
+        self.clamp_quantile, self.real_weights = clamp_quantile, real_weights
 
     def binary_weight(self) -> Tensor:
         """sign(W) in {-1, +1}, of the weight's shape, with the straight-through gradient."""
-        return ste_sign(self.latent.to_tensor(), self.ste)
+        return self._signs(self.latent.to_tensor())
+
+    def window(self, weight: Tensor) -> Tensor | None:
+        """The |W| from which on the clipped gradient is 0: a number (0-d), or None for 1.
+
+        That of `clamp_quantile` is ReCU's estimate (Xu et al. 2021): the quantile of a Laplace distribution.
+        """
+        if self.clamp_quantile is None:
+            return None
+        return weight.detach().abs().mean() * -log(2 - 2 * self.clamp_quantile)
+
+    def _signs(self, weight: Tensor) -> Tensor:
+        return ste_sign(weight, self.ste, window=self.window(weight))
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """What multiplies the input, and W."""
+        weight = self.latent.to_tensor()
+        if not self.real_weights:
+            return self._signs(weight), weight
+        size = analytic_scale(weight).clamp_min(SMALLEST_SIZE).reshape(-1, *[1] * (weight.ndim - 1))
+        return weight / size, weight
 
 
 class BinaryConv2d(_BinaryLayer):
@@ -42,6 +75,8 @@ class BinaryConv2d(_BinaryLayer):
     scale : the output scale, see `models.latent.scale`.
     ste : gradient of the weights' sign, see `models.latent.sign`.
     output_size : (height, width) of the output; needed by scale `rank1` alone.
+    clamp_quantile : ends the window of the weights' gradient at this quantile of W, not at 1; see `window`.
+    real_weights : see `_BinaryLayer`.
     """
 
     def __init__(
@@ -57,18 +92,21 @@ class BinaryConv2d(_BinaryLayer):
         scale: ScaleKind = "channel",
         ste: SteKind = "clip",
         output_size: tuple[int, int] | None = None,
+        clamp_quantile: float | None = None,
+        real_weights: bool = False,
     ) -> None:
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups {groups} must divide in_channels {in_channels} and out_channels {out_channels}")
         kernel = _pair(kernel_size)
-        super().__init__((out_channels, in_channels // groups, *kernel), scale, ste, output_size)
+        shape = (out_channels, in_channels // groups, *kernel)
+        super().__init__(shape, scale, ste, output_size, clamp_quantile, real_weights)
         self.in_channels, self.out_channels, self.kernel_size, self.groups = in_channels, out_channels, kernel, groups
         self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] in {-1, +1} -> [N, out_channels, H', W']."""
-        weight = self.latent.to_tensor()
-        y = F.conv2d(x, ste_sign(weight, self.ste), None, self.stride, self.padding, self.dilation, self.groups)
+        factors, weight = self._weights()
+        y = F.conv2d(x, factors, None, self.stride, self.padding, self.dilation, self.groups)
         return self.scale(y, weight)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
@@ -91,8 +129,8 @@ class BinaryLinear(_BinaryLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_features] in {-1, +1} -> [N, out_features]."""
-        weight = self.latent.to_tensor()
-        return self.scale(F.linear(x, ste_sign(weight, self.ste)), weight)  # type: ignore[no-any-return]
+        factors, weight = self._weights()
+        return self.scale(F.linear(x, factors), weight)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, ste={self.ste}"

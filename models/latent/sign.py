@@ -11,6 +11,9 @@ identity     1                                           Bengio et al. 2013
 polynomial   2 - 2 |z| where |z| < 1, else 0             Bi-Real Net, Liu et al. 2018
 annealed     max(1, 1/t) t (1 - tanh(t z)^2)             IR-Net, Qin et al. 2020; t grows while training
 ===========  ==========================================  =============================================
+
+The window, 1 here, may be another: the formulas then hold for z / window (ReCU, Xu et al. 2021, takes a quantile of the
+weights).
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ SteKind = Literal["clip", "identity", "polynomial", "annealed"]
 
 class _SteSign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, kind: SteKind, temperature: float) -> Tensor:
-        ctx.save_for_backward(z)
+    def forward(ctx: Any, z: Tensor, kind: SteKind, temperature: float, window: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*((z,) if window is None else (z, window)))
         ctx.kind, ctx.temperature = kind, temperature
         return (z >= 0).to(z.dtype).mul_(2).sub_(1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None]:
-        (z,) = ctx.saved_tensors
-        return grads[0] * ste_derivative(z, ctx.kind, ctx.temperature), None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
+        z, *window = ctx.saved_tensors
+        if window:
+            z = z / window[0]
+        return grads[0] * ste_derivative(z, ctx.kind, ctx.temperature), None, None, None
 
 
 def ste_derivative(z: Tensor, kind: SteKind = "clip", temperature: float = 1.0) -> Tensor:
@@ -49,12 +54,12 @@ def ste_derivative(z: Tensor, kind: SteKind = "clip", temperature: float = 1.0) 
     raise ValueError(f"STE kind is {kind!r}, expected clip, identity, polynomial or annealed")
 
 
-def ste_sign(z: Tensor, kind: SteKind = "clip", temperature: float = 1.0) -> Tensor:
+def ste_sign(z: Tensor, kind: SteKind = "clip", temperature: float = 1.0, window: Tensor | None = None) -> Tensor:
     """sign(z) in {-1, +1} of z's dtype and shape, sign(0) = +1, with a straight-through gradient.
 
-    `temperature` is t of the `annealed` kind; the others ignore it.
+    `temperature` is t of the `annealed` kind; the others ignore it. `window` (0-d) stands in for 1.
     """
-    result: Tensor = _SteSign.apply(z, kind, temperature)  # type: ignore[no-untyped-call]
+    result: Tensor = _SteSign.apply(z, kind, temperature, window)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -316,6 +316,8 @@ class _Lowering:
     def _binary(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
         assert isinstance(module, BinaryConv2d | BinaryLinear)
         self._must_read_bits(node, source, x)
+        if module.real_weights:
+            raise PackingError(f"{source}: its weights are real: binarize is 'activations', the first of two stages")
         latent = module.latent.to_tensor()
         if not bool(torch.isfinite(latent).all()):
             raise PackingError(f"{source}: its latent weight is not finite; the network did not train")

@@ -208,3 +208,12 @@ def test_the_real_data_set() -> None:
     pixels = dataset.train.images.reshape(-1, 3).double() / 255
     assert torch.allclose(pixels.mean(0), torch.tensor(dataset.input.mean).double(), atol=2e-3)
     assert torch.allclose(pixels.std(0), torch.tensor(dataset.input.std).double(), atol=6e-2)
+
+
+def test_pictures_shrink_to_means_of_squares(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cifar10_jpeg.npz", **npz_arrays())
+    whole, small = (catalog.load(Cifar10Data(image_size=side), tmp_path) for side in (32, 16))
+    expected = whole.train.images[5, 6:8, 30:32].float().mean((0, 1)).round()
+    assert torch.equal(small.train.images[5, 3, 15].float(), expected)
+    assert small.validation.images.shape == (COUNT - N_TRAIN, 16, 16, 3)
+    assert (small.input.height, small.input.width, small.input.resize.short_side_px) == (16, 16, 16)

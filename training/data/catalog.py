@@ -23,7 +23,7 @@ def load(config: ClassificationConfig, root: Path | None = None) -> Dataset:
     """
     found = data_root(config, root)
     if isinstance(config, Cifar10Data):
-        dataset = cifar10.read(found)
+        dataset = cifar10.read(found, config.image_size)
         return replace(
             dataset,
             train=_first(dataset.train, config.train_images),

@@ -48,8 +48,10 @@ def find(root: Path) -> Path | None:
     return None
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, side_px: int = SIDE_PX) -> Dataset:
     """Read CIFAR-10 from `root`: 50,000 training and 10,000 validation images in the official order.
+
+    A `side_px` below 32 shrinks them, each pixel the mean of a square.
 
     Raises TrainingError naming the file, or the image's index, that is missing or damaged.
     """
@@ -60,13 +62,21 @@ def read(root: Path) -> Dataset:
         )
     train, test, names = _read_npz(path) if path.is_file() else _read_batches(path)
     spec = InputSpec(
-        height=SIDE_PX,
-        width=SIDE_PX,
+        height=side_px,
+        width=side_px,
         mean=MEAN,
         std=STD,
-        resize=Resize(mode="crop", short_side_px=SIDE_PX),
+        resize=Resize(mode="crop", short_side_px=side_px),
     )
-    return Dataset("cifar10", train, test, names, spec)
+    return Dataset("cifar10", _shrink(train, side_px), _shrink(test, side_px), names, spec)
+
+
+def _shrink(pixels: Pixels, side_px: int) -> Pixels:
+    square = SIDE_PX // side_px
+    if square == 1:
+        return pixels
+    squares = pixels.images.reshape(-1, side_px, square, side_px, square, 3)
+    return Pixels(squares.float().mean((2, 4)).round().to(torch.uint8), pixels.labels)
 
 
 def _read_npz(path: Path) -> tuple[Pixels, Pixels, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from training.pose.config import PoseData
 from training.pose.loaders import PoseBatch
 from training.pose.metrics import PoseScores, score
 from training.pose.people import PoseDataset
+from training.teacher import without_gradient
 
 
 class PoseEstimator(NetworkModule):
@@ -63,8 +64,15 @@ class PoseEstimator(NetworkModule):
         return torch.stack([heatmaps.loss(each, target, batch.visible) for each in predicted]).sum()
 
     def training_step(self, batch: PoseBatch, batch_idx: int) -> Tensor:
-        """Squared error of all stacks' heatmaps."""
-        loss = self.loss(self(batch.images), batch)
+        """Squared error of all stacks' heatmaps; and that from the teacher's, all joints of which count."""
+        predicted = self(batch.images)
+        loss = self.loss(predicted, batch)
+        if self.teacher is not None:
+            imitated = without_gradient(self.teacher, self.normalised(batch.images))
+            everything = torch.ones_like(batch.visible)
+            apart = torch.stack([heatmaps.loss(each, imitated, everything) for each in predicted]).sum()
+            share = self.recipe.training.distillation_weight
+            loss = (1 - share) * loss + share * apart
         size = len(batch.images)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         self.log("train_loss_step", loss.detach(), batch_size=size)

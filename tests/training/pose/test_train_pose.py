@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from models.drawing import COLOURS, side_of
 from models.pose import COCO, LSP
+from tests.helpers.training import Raw, with_model
 from training import optimizer
 from training import train as training
 from training.checkpoints import Checkpoints
@@ -27,8 +28,6 @@ from training.pose.preview import FOUND_TILE_PX, GAP_PX, TITLE_PX, found_sheet
 from training.recipe import Training, check_recipe, load_recipe
 from training.reporting import EPOCHS_FILE, read_epochs
 from training.schedule import rate
-
-Raw = dict[str, Any]
 
 RAW: Raw = {
     "name": "tiny_pose",
@@ -240,3 +239,20 @@ def test_real_recipes_name_published_scale() -> None:
         assert recipe.task == "pose"
         assert recipe.model.width == 256
         assert recipe.data.image_size == size
+
+
+def test_an_hourglass_learns_in_two_stages_from_its_twin(lspet_root: Path, tmp_path: Path) -> None:
+    paths: list[str] = []
+    for name, model in (("twin", {"real": True}), ("first", {"binarize": "activations"}), ("both", {})):
+        options: Raw = {"epochs": 1}
+        if paths:
+            options |= {"start_from": paths[-1], "teacher": paths[0], "ema_decay": 0.5}
+        raw = {**with_model(RAW, **model), "training": {**RAW["training"], **options}}
+        outcome = training.train(check_recipe(raw, "test"), data_root=lspet_root, output=tmp_path / name)
+        paths.append(str(outcome.last))
+    assert 0 <= outcome.metrics["val_pck"] <= 100
+
+
+def test_people_are_not_mixed() -> None:
+    with pytest.raises(TrainingError, match=r"training\.mixup_alpha: joints of two people cannot be mixed"):
+        check_recipe({**RAW, "training": {**RAW["training"], "mixup_alpha": 0.1}}, "test")

@@ -1,0 +1,157 @@
+"""Two stages, a teacher, mixup, averaged weights: what each does, and that runs with them resume exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.latent import BinaryConv2d, LatentConfig, ste_sign
+from models.networks import build, start_from
+from models.packing.pack import PackingError, pack_checkpoint
+from models.resnet import ResNetConfig
+from tests.helpers.training import Raw, assert_same_weights, recipe_of, signal_at, with_model
+from training import train as training
+from training.classification import draw_mix
+from training.errors import TrainingError
+from training.evaluate import evaluate
+from training.signs import latent_weights
+from training.teacher import imitation
+
+SOURCES = ({"real": True}, {"binarize": "activations"}, {"latent": LatentConfig(kind="tucker")})
+
+
+def small(**changes: Any) -> torch.nn.Module:
+    return build(ResNetConfig(width=0.125, **changes))
+
+
+@pytest.mark.parametrize("kind", ["plain", "matrix", "tucker", "holistic"])
+@pytest.mark.parametrize(
+    "source", [{"real": True}, {"binarize": "activations"}, {"latent": LatentConfig(kind="tucker")}]
+)
+def test_a_network_starts_with_the_signs_of_another(kind: Any, source: Raw) -> None:
+    theirs, ours = small(**source), small(latent=LatentConfig(kind=kind, init="random"))
+    with torch.no_grad():
+        theirs.get_parameter("head.weight").fill_(0.5)
+        theirs.get_buffer("stem.1.running_mean").fill_(0.25)
+    start_from(ours, theirs)
+    modules = dict(theirs.named_modules())
+    for name, weight in latent_weights(ours):
+        module = modules[name]
+        expected = module.weight if isinstance(module, torch.nn.Conv2d) else module.latent.to_tensor()
+        assert torch.equal(weight >= 0, expected >= 0)
+        fan_in = weight[0].numel()
+        assert weight.square().mean().sqrt() == pytest.approx((2 / fan_in) ** 0.5, rel=1e-3)
+    assert torch.all(ours.get_parameter("head.weight") == 0.5)
+    assert torch.all(ours.get_buffer("stem.1.running_mean") == 0.25)
+    assert len(ours.holistic) == len(small(latent=LatentConfig(kind=kind)).holistic)
+    ours(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in ours.parameters())
+
+
+def test_a_source_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"blocks\.0\.first\.2: has weights of shape .* the source has weights"):
+        start_from(small(), build(ResNetConfig(width=0.25)))
+
+
+def test_weights_of_the_first_stage_are_real_and_of_the_size_of_signs() -> None:
+    layer = BinaryConv2d(4, 6, 3, real_weights=True)
+    x = ste_sign(torch.randn(2, 4, 5, 5))
+    weight = layer.latent.to_tensor().detach()
+    size = weight.abs().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(layer(x), F.conv2d(x, weight / size) * layer.scale.alpha[:, None, None])
+
+
+def test_the_window_of_the_gradient_is_recus_quantile() -> None:
+    layer = BinaryConv2d(64, 64, 3, clamp_quantile=0.95)
+    with torch.no_grad():  # Laplace weights of any size: 10 % lie outside the 95 % quantile on both sides together
+        layer.latent.weight.copy_(torch.distributions.Laplace(0.0, 7.0).sample(layer.latent.shape))
+    layer.binary_weight().sum().backward()
+    grad = layer.latent.weight.grad
+    assert set(grad.unique().tolist()) == {0.0, 1.0}
+    assert (grad == 0).float().mean() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(layer.binary_weight(), ste_sign(layer.latent.weight))
+
+
+def test_imitation_is_the_divergence_and_pulls_towards_the_teacher() -> None:
+    ours, theirs = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
+    p, q = (theirs / 3).softmax(1), (ours / 3).softmax(1)
+    expected = 9 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(imitation(ours, theirs, 3.0), expected)
+    assert imitation(theirs, theirs, 3.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_shares_of_a_mix_are_beta_and_depend_on_the_key_alone() -> None:
+    shares = torch.tensor([draw_mix(2, 0.4, (0, 0, n))[0] for n in range(2000)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)
+    share, order = draw_mix(9, 0.4, (3, 1, 2))
+    again, same = draw_mix(9, 0.4, (3, 1, 2))
+    assert share == again
+    assert torch.equal(order, same)
+    assert sorted(order.tolist()) == list(range(9))
+
+
+@pytest.fixture(scope="module")
+def raw() -> Raw:
+    return {
+        "name": "tiny",
+        "model": {"architecture": "resnet", "width": 0.125, "latent": {"kind": "holistic"}},
+        "data": {"name": "cifar10"},
+        "training": {"epochs": 1, "batch_size": 20, "precision": "32-true", "threads": 1, "validation_batch_size": 8},
+    }
+
+
+@pytest.fixture(scope="module")
+def stages(raw: Raw, cifar_batches: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Checkpoints of a teacher and of a first stage that started from it."""
+    root = tmp_path_factory.mktemp("stages")
+    teacher = training.train(recipe_of(with_model(raw, real=True)), data_root=cifar_batches, output=root / "teacher")
+    first = recipe_of(with_model(raw, binarize="activations"), start_from=str(teacher.last), teacher=str(teacher.last))
+    return teacher.last, training.train(first, data_root=cifar_batches, output=root / "first").last
+
+
+def test_all_options_together_resume_exactly_and_pack(
+    raw: Raw, stages: tuple[Path, Path], cifar_batches: Path, tmp_path: Path
+) -> None:
+    teacher, first = stages
+    options = {"start_from": str(first), "teacher": str(teacher), "mixup_alpha": 0.4, "ema_decay": 0.6, "epochs": 2}
+    recipe = recipe_of(with_model(raw, weight_clamp=0.99), **options)
+    whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole")
+    with signal_at("train", 1, 2):
+        assert training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts").signal == 15
+    resumed = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts", resume="auto")
+    assert_same_weights(whole.last, resumed.last)
+    content = torch.load(whole.last, weights_only=True)
+    averaged, current = content["state_dict"], content["current_model_state"]
+    assert not torch.equal(averaged["network.head.weight"], current["network.head.weight"])
+    assert not any("teacher" in name for name in averaged)
+    # The figure that was logged is that of the averaged weights, and the packed file has it.
+    packed = pack_checkpoint(whole.last, tmp_path / "m.safetensors").path
+    for path in (whole.last, packed):
+        found = evaluate(path, data_root=cifar_batches)
+        assert found.top1 == pytest.approx(content["metrics"]["val_top1"], abs=3.4)  # one of 30 pictures
+
+
+def test_a_first_stage_cannot_be_packed(stages: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(PackingError, match=r"blocks\.0\.first\.2: its weights are real: binarize is 'activations'"):
+        pack_checkpoint(stages[1], tmp_path / "m.safetensors")
+
+
+def test_teachers_that_do_not_fit_are_named(
+    raw: Raw, stages: tuple[Path, Path], picture_folder: Path, cifar_batches: Path, tmp_path: Path
+) -> None:
+    folder = {**raw, "data": {"name": "imagefolder", "image_size": 32}}
+    teacher = str(stages[0])
+    other, missing = recipe_of(folder, batch_size=5, teacher=teacher), recipe_of(raw, start_from="none.ckpt")
+    wider = recipe_of(with_model(raw, width=0.25), start_from=teacher)
+    for recipe, root, message in (
+        (other, picture_folder, r"training\.teacher: .*last\.ckpt: has another class_names than this run"),
+        (missing, cifar_batches, r"none\.ckpt: no such checkpoint"),
+        (wider, cifar_batches, r"training\.start_from: .*: blocks\.0\.first\.2: has weights of shape"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            training.train(recipe, data_root=root, output=tmp_path / recipe.data.name)
