@@ -29,6 +29,7 @@ T = TypeVar("T")
 USER_ERROR = 2
 SIGNAL_BASE = 128
 MODEL_FILE = "model.safetensors"
+OWN_PICTURES = Path(__file__).parent / "recipes" / "imagefolder.yaml"
 
 
 @commands.callback()
@@ -66,7 +67,10 @@ Settings = Annotated[
 @commands.command()
 @_user_errors
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file such as those in training/recipes.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="[RECIPE]", show_default=False, help="A YAML file such as those in training/recipes."),
+    ] = OWN_PICTURES,
     data: Data = None,
     settings: Settings = None,
     resume: Annotated[
@@ -78,11 +82,13 @@ def train(
         typer.Option("--output", "-o", metavar="FOLDER", help="For checkpoints and logs; default: runs/<name>."),
     ] = None,
 ) -> None:
-    """Train a network from a recipe.
+    """Train a network from a recipe; without one, on a folder of pictures with one sub-folder a class.
 
     Writes last.ckpt after each epoch, best.ckpt (highest validation top-1; for pose PCK, PCKh or AP, as the data set
     has it), epochs.csv and TensorBoard logs.
     Ctrl-C saves last.ckpt before it ends.
+
+    Example: signet train --data my-pictures
 
     Example: signet train training/recipes/cifar10_resnet18_cpu.yaml --data ~/data
 

@@ -1,0 +1,62 @@
+"""`torchrun` with two gloo processes on CPU trains what one process trains with the same global batch.
+
+Batch norm is what makes a difference by design: each process has the statistics of its own half. Here it runs on its
+running statistics, so that everything else (shares of the batches, augmentation, gradients, holistic tensors, logged
+figures, checkpoints) must agree, up to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.networks import build
+from tests.helpers.training import Raw, recipe_of, weights
+from training.reporting import EPOCHS_FILE, read_epochs
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+from torch import nn
+nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+from training.commands import main
+main()
+"""
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TOLERANCE = 0.01
+"""Of the way that training moved a parameter: a rounded activation near 0 may have another sign."""
+
+
+def test_two_processes_equal_one(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    script, recipe = tmp_path / "train.py", tmp_path / "recipe.yaml"
+    script.write_text(SCRIPT)
+    changes = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 1, "validation_batch_size": 4}
+    raw = {**raw_recipe, "training": {**raw_recipe["training"], **changes}}
+    recipe.write_text(yaml.safe_dump(raw))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGNET_DATA": str(cifar_batches), "OMP_NUM_THREADS": "1"}
+    for name, launch in (("one", ()), ("two", LAUNCH)):
+        command = [sys.executable, *launch, str(script), "train", str(recipe), "-o", str(tmp_path / name)]
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    torch.manual_seed(raw["seed"])
+    start = build(recipe_of(raw).model).state_dict()
+    one, two = (weights(tmp_path / name / "last.ckpt") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    moved = 0
+    for name, value in one.items():
+        difference = (two[name].double() - value.double()).norm()
+        way = (value.double() - start[name.removeprefix("network.")].double()).norm()
+        assert difference <= TOLERANCE * way + 1e-6, name
+        moved += bool(way > 1e-4)
+    assert moved > len(one) / 3
+    rows = [read_epochs(tmp_path / name / EPOCHS_FILE)[0] for name in ("one", "two")]
+    assert rows[0]["step"] == rows[1]["step"] == "4"
+    assert float(rows[1]["train_loss"]) == pytest.approx(float(rows[0]["train_loss"]), rel=1e-3)
+    assert float(rows[1]["val_top1"]) == pytest.approx(float(rows[0]["val_top1"]), abs=3.4)  # one picture of 30
