@@ -23,7 +23,8 @@ from training.reporting import EPOCHS_FILE, read_epochs
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 from torch import nn
-nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+from torch.nn.functional import batch_norm
+nn.BatchNorm2d.forward = lambda m, x: batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
 from training.commands import main
 main()
 """
