@@ -116,7 +116,8 @@ def test_equal_recipes_are_one_run_whatever_grid_they_stand_in(ablation_of: Call
     one, other = ablation.grids["latents"][1], ablation.grids["ranks"][1]
     assert ablation.run(one.settings, 0).folder == ablation.run(other.settings, 0).folder
     assert ablation.run(one.settings, 0).folder != ablation.run(one.settings, 1).folder
-    # The search of a latent's rate is the same too, with the recipe's rank.
+    # So is it when a grid is added later, and the search of a latent's rate, with the recipe's rank.
+    assert ablation.run({KIND: "matrix"}, 0).folder == ablation_of().run({KIND: "matrix"}, 0).folder
     assert len(ablation.search_runs()) == 4
 
 

@@ -125,8 +125,8 @@ class Ablation:
     def run(self, settings: Mapping[str, Any], seed: int) -> Run:
         """The run of these settings and seed."""
         recipe = self.recipe(settings, seed)
-        label = "-".join([*_shown(recipe, self.fields), f"s{seed}"])
-        return Run(recipe, Path(f"{label}-{_digest(recipe)}"))
+        # Nothing of the grids is in the name: they may grow, and what is done stays found.
+        return Run(recipe, Path(f"{recipe.model.weights}-s{seed}-{_digest(recipe)}"))
 
     def search(self) -> dict[tuple[Any, ...], dict[float, list[Run]]]:
         """Of each combination of the values of `tune.by`, of each value that is tried, the runs; {} without tuning."""
