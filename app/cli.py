@@ -193,13 +193,49 @@ def inspect(file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed 
 
     Example: signet inspect models/zoo/cifar10-resnet18/1/model.safetensors
     """
-    from models.packing.file import PackedFileError
+    from models.packing.file import PackedFileError, read
     from models.packing.summary import summarize
+    from models.xnor import EngineError
+    from models.xnor.plan import make_plan
 
     try:
         typer.echo(summarize(file))
-    except PackedFileError as error:
+        typer.echo(
+            f"\narena                 {make_plan(read(file)).arena_bytes:,} bytes for the activations of one image"
+        )
+    except (PackedFileError, EngineError) as error:
         _fail(str(error))
+
+
+@cli.command()
+def bench(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed model.")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads that compute at once; default: the CPUs granted.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images a call.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long to run it.")] = 3.0,
+    isa: Annotated[
+        str | None, typer.Option(help="Instruction set, such as avx2; default: the fastest here, or SIGNET_ISA.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a packed model here: latency, throughput, each step's rate and share of the machine's ceiling, memory.
+
+    Example: signet bench models/zoo/cifar10-resnet18/1/model.safetensors --threads 1
+    """
+    import dataclasses
+    import json
+
+    from models.packing.file import PackedFileError
+    from models.xnor import EngineError
+    from models.xnor import bench as benches
+
+    try:
+        result = benches.bench(file, threads=threads, batch=batch, seconds=seconds, isa=isa)
+    except (PackedFileError, EngineError) as error:
+        _fail(str(error))
+    typer.echo(json.dumps(dataclasses.asdict(result), indent=2) if as_json else benches.table(result))
 
 
 @cli.command(name="models")

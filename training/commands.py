@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
@@ -30,6 +31,14 @@ USER_ERROR = 2
 SIGNAL_BASE = 128
 MODEL_FILE = "model.safetensors"
 OWN_PICTURES = Path(__file__).parent / "recipes" / "imagefolder.yaml"
+
+
+class StemChoice(StrEnum):
+    """What becomes of a real stem's weights when a network is packed."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+    AUTO = "auto"
 
 
 @commands.callback()
@@ -231,6 +240,14 @@ def pack(
     half: Annotated[
         bool, typer.Option("--half", help="Keep real weights (stem, shortcuts, head) in float16: smaller, rounded.")
     ] = False,
+    stem: Annotated[
+        StemChoice,
+        typer.Option(
+            help="A real stem's weights: as trained, rounded to 8 bits, or rounded if on the data set's validation "
+            "pictures at least 99.5 % get the same class."
+        ),
+    ] = StemChoice.FLOAT32,
+    data: Data = None,
 ) -> None:
     """Pack a trained network to one bit a weight.
 
@@ -245,7 +262,17 @@ def pack(
 
     target = _pack_target(checkpoint, output, name, version)
     try:
-        packed = pack_checkpoint(checkpoint, target, half=half)
+        if stem is StemChoice.AUTO:
+            from training.agreement import pack_with_better_stem
+
+            packed, found = pack_with_better_stem(
+                lambda path, kind: pack_checkpoint(checkpoint, path, half=half, stem=kind), target, data
+            )
+            print(f"stem: {found}, so it stays {'rounded to 8 bits' if found.enough else 'real'}")
+        else:
+            packed = pack_checkpoint(
+                checkpoint, target, half=half, stem="int8" if stem is StemChoice.INT8 else "float32"
+            )
     except (PackingError, PackedFileError) as error:
         raise TrainingError(str(error)) from error
     except OSError as error:

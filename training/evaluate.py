@@ -96,7 +96,7 @@ def evaluate(
         raise TrainingError("--flip: averages heatmaps, which a classifier does not make")
     dataset = catalog.load(data, data_root)
     _must_fit(path, trained, dataset.name, dataset.class_names, dataset.input)
-    return measure(trained.predict, _loader(dataset, data, limit, batch_size))
+    return measure(trained.predict, evaluation_loader(dataset, data, limit, batch_size))
 
 
 def draw(
@@ -217,7 +217,10 @@ def _packed_data(path: Path, header: PackedHeader) -> DataConfig | None:
         raise TrainingError(f"{path}: provenance.recipe.data: {error.errors()[0]['msg']}") from error
 
 
-def _loader(dataset: Dataset, config: ClassificationConfig, limit: int | None, batch_size: int) -> Loader[Batch]:
+def evaluation_loader(
+    dataset: Dataset, config: ClassificationConfig, limit: int | None = None, batch_size: int = 100
+) -> Loader[Batch]:
+    """The first `limit` validation pictures, or all, as a network is to see them."""
     split = dataset.validation
     length = min(len(split), limit or len(split))
     plan = BatchPlan(length, batch_size, shuffle=False)

@@ -15,12 +15,14 @@ from torch import nn
 from models.networks import NetworkConfig, restore
 from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
 from models.packing.graph import Conv2d, Graph
+from models.packing.integers import integer_stem
 from models.packing.summary import totals
 from models.packing.trace import PackingError, Traced, trace
 from models.quantized import PixelConv2d
 
 __all__ = ["PackingError", "pack_checkpoint", "pack_network"]
 
+Stem = Literal["float32", "int8"]
 OUTPUTS = {"classification": ("logits",), "pose": ("heatmaps",)}
 
 
@@ -35,6 +37,7 @@ def pack_network(
     keypoints: Keypoints | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
     half: bool = False,
+    stem: Stem = "float32",
 ) -> PackedFile:
     """Trace `network` and write it as one packed file.
 
@@ -47,11 +50,15 @@ def pack_network(
     labels, keypoints : what the outputs mean; the one that `task` needs.
     provenance : free-form JSON kept in the file.
     half : keep the weights of real convolutions and linear layers in float16, half the size, rounded to 11 bits.
+    stem : `int8` rounds a real stem's weights to 8 bits; the file's provenance says so.
 
     Raises PackingError naming the module that the format cannot represent.
     """
     _must_read_these_pixels(network, input_spec)
     traced = trace(network, OUTPUTS[task])
+    provenance = dict(provenance or {})
+    if stem == "int8":
+        provenance["stem"] = f"{integer_stem(traced, input_spec)}: rounded to 8 bits after training"
     if half:
         _halve_real_weights(traced)
     header = PackedHeader(
@@ -61,7 +68,7 @@ def pack_network(
         graph=Graph(ops=traced.ops, outputs=traced.outputs),
         labels=None if labels is None else list(labels),
         keypoints=keypoints,
-        provenance=dict(provenance or {}),
+        provenance=provenance,
         sizes=Sizes(packed_bytes=0, float32_bytes=0),
     )
     # The sizes are read off the finished file's own table, then the file is written again with them.
@@ -89,9 +96,9 @@ def _halve_real_weights(traced: Traced) -> None:
 
 
 def pack_checkpoint(
-    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, half: bool = False
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str], *, half: bool = False, stem: Stem = "float32"
 ) -> PackedFile:
-    """Pack the network of a checkpoint that `signet train` wrote; `half` as in `pack_network`.
+    """Pack the network of a checkpoint that `signet train` wrote; `half` and `stem` as in `pack_network`.
 
     The checkpoint is read without running code from it. Raises PackingError naming the file and what is wrong.
     """
@@ -134,6 +141,7 @@ def pack_checkpoint(
         keypoints=keypoints,
         provenance=provenance,
         half=half,
+        stem=stem,
     )
 
 

@@ -31,12 +31,12 @@ def signet(*arguments: str | Path, without: str = "", **environment: str) -> sub
 
 def test_help_teaches_every_command() -> None:
     help_text = signet("--help").stdout
-    for command in ("serve", "train", "evaluate", "pack", "inspect", "predict", "models"):
+    for command in ("serve", "train", "evaluate", "pack", "inspect", "bench", "predict", "models"):
         assert command in help_text
     assert "curl -F image=@" in help_text
 
 
-@pytest.mark.parametrize("command", ["serve", "predict", "inspect", "models"])
+@pytest.mark.parametrize("command", ["serve", "predict", "inspect", "bench", "models"])
 def test_each_command_shows_an_example(command: str) -> None:
     ended = signet(command, "--help")
     assert ended.returncode == 0
@@ -126,6 +126,24 @@ def test_inspect_shows_the_layers(zoo: Path) -> None:
     ended = signet("inspect", zoo / "random" / "1" / "model.safetensors")
     assert ended.returncode == 0, ended.stderr
     assert "binary_conv2d" in ended.stdout or "1-bit" in ended.stdout
+
+
+def test_bench_measures_what_it_says(zoo: Path) -> None:
+    path = zoo / "random" / "1" / "model.safetensors"
+    ended = signet("bench", path, "--threads", "1", "--batch", "3", "--seconds", "0.05", "--json", without="torch")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["threads"], found["batch"]) == (1, 3)
+    assert found["calls"] >= 1
+    assert found["file_bytes"] == path.stat().st_size
+    assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p90"] <= found["latency_ms"]["p99"]
+    binary = [step for step in found["steps"] if step["name"].startswith("binary_conv2d")]
+    assert binary
+    assert all(step["macs"] > 0 and 0 < step["share"] < 10 for step in binary)
+    assert "images/s" in signet("bench", path, "--seconds", "0.01").stdout
+    unknown = signet("bench", path, "--isa", "mmx")
+    assert unknown.returncode != 0
+    assert "mmx" in unknown.stderr
 
 
 def test_inspect_of_another_file_is_a_clear_failure(tmp_path: Path) -> None:

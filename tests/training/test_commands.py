@@ -80,6 +80,14 @@ def test_train_evaluate_pack(cifar_batches: Path, recipe_file: Path, tmp_path: P
     ):
         assert run("pack", output / "best.ckpt", *options).exit_code == 0
         assert read(target).header.labels == list(read(packed).header.labels or [])
+    rounded = tmp_path / "rounded.safetensors"
+    result = run("pack", output / "best.ckpt", "-o", rounded, "--stem", "auto", "--data", cifar_batches)
+    assert result.exit_code == 0, result.output
+    share = float(result.stdout.removeprefix("stem: ").partition(" %")[0])
+    assert ("so it stays rounded" in result.stdout) == (share >= 99.5)
+    assert any(op.op == "pixel_conv2d" for op in read(rounded).header.graph.ops) == (share >= 99.5)
+    assert run("pack", output / "best.ckpt", "-o", rounded, "--stem", "int8").exit_code == 0
+    assert any(op.op == "pixel_conv2d" for op in read(rounded).header.graph.ops)
 
 
 def test_mistakes_are_one_line_on_stderr_and_status_2(

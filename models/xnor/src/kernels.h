@@ -31,8 +31,9 @@ struct Window {
 struct BinaryTile {
     Window window;
     const uint64_t* input;
-    const uint32_t* weight;  // [rows][cols][run][2][lanes], with the strides below (in halves of words)
+    const uint32_t* weight;  // [rows][cols][run][halves][lanes], with the strides below (in halves of words)
     int64_t weight_row, weight_col;
+    int halves;       // of each word: 2, or 1 where its high half is never used
     int lanes;        // 16, 32 or 64
     int32_t* counts;  // [pixels][kTileLanes]: differing bits
 };

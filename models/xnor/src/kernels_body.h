@@ -149,6 +149,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                                            const FinishTile* out) {
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
+    const int64_t step = 3 - tile.halves;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
         const uint32_t* pixel[P];
         Words::Vector sums[P * NV];
@@ -163,7 +164,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
             for (int col = 0; col < window.cols; ++col) {
                 const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
                 int64_t at = 2 * (row * window.in_row + col * window.in_col);
-                int64_t left = 2 * window.run;
+                int64_t left = tile.halves * window.run;
                 while (left > 0) {
                     int64_t part = left;
                     if constexpr (Words::kBudget != 0) {
@@ -171,7 +172,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                         budget -= static_cast<int>(part);
                     }
                     left -= part;
-                    for (const int64_t end = at + part; at < end; ++at) {
+                    for (const int64_t end = at + part * step; at < end; at += step) {
                         Words::Vector w[NV];
                         repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
                         repeat<P>([&](auto p) XNOR_INLINE {

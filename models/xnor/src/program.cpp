@@ -16,6 +16,8 @@ constexpr int64_t kSlackBytes = 256;  // vectors may read, never use, a little b
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 int words(int channels) { return (channels + 63) / 64; }
+// Of each word of a pixel's bits, how many halves hold channels: 1 where all fit into the low one.
+int used_halves(int channels) { return channels <= 32 ? 1 : 2; }
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 void require(bool condition, const char* message) {
@@ -184,6 +186,7 @@ public:
         : kernels_(kernels),
           input_(input),
           elements_(group_elements),
+          halves_(used_halves(group_channels)),
           kernel_cols_(sliding.kernel[1]),
           half_(half),
           geometry_(std::move(geometry)),
@@ -251,9 +254,10 @@ private:
             BinaryTile to;
             place(to, tile, block, run);
             to.input = reinterpret_cast<const uint64_t*>(input) + block.input + run.input;
-            to.weight = static_cast<const uint32_t*>(block.weight) + 2 * weight_start;
-            to.weight_col *= 2;
-            to.weight_row *= 2;
+            to.halves = halves_;
+            to.weight = static_cast<const uint32_t*>(block.weight) + halves_ * weight_start;
+            to.weight_col *= halves_;
+            to.weight_row *= halves_;
             to.counts = buffer + block.at;
             kernels_.binary(to, out);
         } else {
@@ -270,6 +274,7 @@ private:
     const Kernels& kernels_;
     const Buffer input_;
     const int64_t elements_;
+    const int halves_;
     const int kernel_cols_;
     const bool half_;
     const std::shared_ptr<const Geometry> geometry_;
@@ -853,8 +858,13 @@ void Program::binary_conv2d(const Buffer& input, int height, int width, int out_
     const int64_t taps = static_cast<int64_t>(sliding.kernel[0]) * sliding.kernel[1];
     require(taps * group_channels < 1 << 24, "binary_conv2d: sums are beyond 2^24");
     Blocks cut = cut_channels(out_channels, groups, elements, kLanes, kBlockLanes);
-    // Little-endian words are pairs of halves in memory, low half first.
-    pack_weights(reinterpret_cast<const uint32_t*>(weight), 2 * taps * elements, cut, store_);
+    if (used_halves(group_channels) == 1) {
+        const std::vector<uint32_t> low(weight, weight + out_channels * taps);  // each word's low half
+        pack_weights(low.data(), taps, cut, store_);
+    } else {
+        // Little-endian words are pairs of halves in memory, low half first.
+        pack_weights(reinterpret_cast<const uint32_t*>(weight), 2 * taps * elements, cut, store_);
+    }
     steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, group_channels, elements, false,
                                                 geometry(input, height, width, sliding), std::move(cut),
                                                 stages(specs, static_cast<int64_t>(height) * width, out_channels)));
