@@ -100,3 +100,11 @@ def test_wheels_are_for_the_pythons_that_the_project_takes(root: Path) -> None:
     built = [re.fullmatch(r"cp3(\d+)-manylinux_\*", name) for name in content["tool"]["cibuildwheel"]["build"]]
     minors = [int(found[1]) for found in built if found]
     assert minors == list(range(int(first), int(first) + len(built)))
+
+
+def test_what_is_left_out_of_wheels_is_named_from_the_root(root: Path) -> None:
+    """A pattern that is only a name would also leave out folders of that name inside the packages."""
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    for pattern in [*build["wheel"]["exclude"], *build["sdist"]["exclude"]]:
+        assert "/" in pattern
+        assert (root / pattern.removesuffix("/**").removeprefix("/")).exists()
