@@ -49,7 +49,7 @@ def test_training_needs_no_compiled_extension() -> None:
     assert result.stdout.strip() == "imported", result.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "pack"])
+@pytest.mark.parametrize("command", ["train", "ablate", "evaluate", "pack"])
 def test_help_teaches_by_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

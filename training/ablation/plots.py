@@ -12,6 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 from training.ablation.plan import Ablation, Arm
 from training.ablation.report import Finals, Finished
@@ -22,9 +23,10 @@ from training.signs import DEAD, FLIPPED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DPI = 110
+DPI = 90
 MANY_ARMS = 10
 LONG_CURVE = 30
+LEAST_SHARE = 0.1
 
 
 def draw(ablation: Ablation, found: Finals, output: Path) -> list[Path]:
@@ -45,6 +47,8 @@ def draw(ablation: Ablation, found: Finals, output: Path) -> list[Path]:
         for axes, metric, title in curves:
             _curves(axes, metric, shown, found)
             axes.set(title=title, xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[1, 0].set_ylim(bottom=0, top=max(panels[1, 0].get_ylim()[1], LEAST_SHARE))
         _spectra(panels[1, 1], shown, found)
         for axes in panels.flat:
             axes.grid(alpha=0.3)
@@ -70,7 +74,8 @@ def _curves(axes: Axes, metric: str, arms: Sequence[Arm], found: Finals) -> None
         values = [by_epoch[epoch] for epoch in epochs]
         colour = f"C{number % 10}"
         marker = "o" if len(epochs) < LONG_CURVE else None
-        name = f"{arm.label} (n = {len(runs)})"
+        values_of_grid = ", ".join(str(value) for value in arm.settings.values())
+        name = f"{values_of_grid} (n = {len(runs)})"
         axes.plot(epochs, [mean(one) for one in values], color=colour, label=name, marker=marker, markersize=3)
         axes.fill_between(epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0)
 
@@ -84,7 +89,7 @@ def _spectra(axes: Axes, arms: Sequence[Arm], found: Finals) -> None:
             if spectrum.get(when):
                 layer, values = list(spectrum[when].items())[-1]
                 axes.plot([value / values[0] for value in values], style, color=f"C{number % 10}")
-    axes.set(title=f"singular values of W of {layer}: before (dotted), after", xlabel="index", ylabel="of the largest")
+    axes.set(title=f"singular values of {layer}, dotted: before", xlabel="index", ylabel="of the largest")
 
 
 def _spectrum(run: Finished) -> dict[str, dict[str, list[float]]]:
