@@ -41,12 +41,18 @@ NODE_CPUS = 2
 FIRST_ADDRESS, SECOND_ADDRESS = "127.0.0.2", "127.0.0.3"
 SETTINGS = {"max_queue_images": 8, "queue_deadline_ms": 60_000}
 OPTIONS = {"replica_cpus": 1, "min_replicas": 2, "max_replicas": 4, "upscale_delay_s": 3, "max_queued_requests": 8}
+REPORT = sys.stdout
 CLEAN = {200, 429, 500, 503}
 """Answers that a client can act on: done, too many, or try again."""
 
 
+def say(text: str) -> None:
+    """Write a line of the report. Ray's own messages go elsewhere: `main` gives them another stdout."""
+    print(text, file=REPORT, flush=True)
+
+
 def step(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    say(f"\n== {text}")
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float = 300) -> float:
@@ -215,10 +221,10 @@ def try_both_nodes(at: Deployment) -> None:
         server.close()
     assert answers(at.port, 40) == expected, "the first node's proxy"
     assert answers(at.second_port, 40) == expected, "the second node's proxy"
-    print("40 pictures through each node's proxy: labels and scores equal those of the single process, digit for digit")
+    say("40 pictures through each node's proxy: labels and scores equal those of the single process, digit for digit")
     nodes, images = at.replicas(), at.images()
     for pid, node in nodes.items():
-        print(f"replica {pid} on the {node} node answered {images[pid]:.0f} images")
+        say(f"replica {pid} on the {node} node answered {images[pid]:.0f} images")
     assert sorted(nodes.values()) == ["first", "second"]
     assert all(images.values())
 
@@ -238,10 +244,10 @@ def try_backpressure(at: Deployment) -> None:
     for thread in threads:
         thread.join()
     counts: Counter[int | str] = Counter(reply.status_code for reply in replies)
-    print(f"80 requests at once to a slow model: {shown(counts)}")
+    say(f"80 requests at once to a slow model: {shown(counts)}")
     assert set(counts) == {200, 429}
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status_code == 429)
-    print("each 429 says when to come back (Retry-After)")
+    say("each 429 says when to come back (Retry-After)")
 
 
 def try_autoscaling(at: Deployment) -> None:
@@ -249,7 +255,7 @@ def try_autoscaling(at: Deployment) -> None:
     before = at.running
     with Load(at.port, 12, model="slow") as load:
         seconds = wait_for(lambda: at.running == OPTIONS["max_replicas"], "more replicas")
-    print(f"12 clients: from {before} to {at.running} replicas in {seconds:.0f} s; {shown(load.counts)}")
+    say(f"12 clients: from {before} to {at.running} replicas in {seconds:.0f} s; {shown(load.counts)}")
     assert set(load.counts) <= {200, 429}
 
 
@@ -269,10 +275,10 @@ def try_new_models(at: Deployment) -> None:
 
         wait_for(taken, "100 answers in a row from version 2")
         seconds = time.monotonic() - begun
-    print(f"version 2 answers everywhere {seconds:.0f} s after `serve deploy`; under load: {shown(load.counts)}")
+    say(f"version 2 answers everywhere {seconds:.0f} s after `serve deploy`; under load: {shown(load.counts)}")
     assert set(load.counts) == {200}
     assert before == set(at.replicas()), "a replica was restarted"
-    print("no request failed, no replica was restarted")
+    say("no request failed, no replica was restarted")
 
 
 def try_a_lost_node(at: Deployment) -> None:
@@ -288,7 +294,7 @@ def try_a_lost_node(at: Deployment) -> None:
         failed = [outcome.begun + outcome.seconds - killed for outcome in load.failures()]
         when = f"; failures from {min(failed):.1f} to {max(failed):.1f} s after the kill" if failed else ""
         longest = max(outcome.seconds for outcome in load.outcomes)
-        print(f"through the {name} node's proxy: {shown(load.counts)}{when}; longest {longest:.1f} s")
+        say(f"through the {name} node's proxy: {shown(load.counts)}{when}; longest {longest:.1f} s")
     assert {outcome.result for outcome in here.outcomes} <= CLEAN
     late = [outcome for outcome in here.outcomes if outcome.begun > killed + 30 or outcome.begun > killed + recovered_s]
     assert late
@@ -296,7 +302,7 @@ def try_a_lost_node(at: Deployment) -> None:
     lost = {result for result in there.counts if result not in CLEAN}
     assert lost, "the killed node went on answering"
     assert all(isinstance(result, str) for result in lost)
-    print(f"two replicas ran on the first node {recovered_s:.0f} s after the kill; from then on every answer was 200")
+    say(f"two replicas ran on the first node {recovered_s:.0f} s after the kill; from then on every answer was 200")
 
 
 def try_a_new_node(at: Deployment) -> None:
@@ -306,7 +312,7 @@ def try_a_new_node(at: Deployment) -> None:
     with Load(at.port, 8, model="slow") as load:
         wait_for(lambda: "second" in at.replicas().values(), "a replica on the new node")
         wait_for(lambda: answers_at(at.second_port), "the new node's proxy")
-    print(f"its replica and its proxy answer {time.monotonic() - begun:.0f} s after; {shown(load.counts)}")
+    say(f"its replica and its proxy answer {time.monotonic() - begun:.0f} s after; {shown(load.counts)}")
     assert set(load.counts) <= {200, 429}
 
 
@@ -329,7 +335,7 @@ def command_line(at: Deployment) -> Iterator[subprocess.Popen[str]]:
             yield process
         except BaseException:
             log.seek(0)
-            print(log.read())
+            say(log.read())
             raise
         finally:
             process.kill()
@@ -350,7 +356,7 @@ def try_the_command(at: Deployment) -> None:
             process.send_signal(signal.SIGTERM)
             status = process.wait(60)
             ended_s = time.monotonic() - begun
-    print(f"exit status {status} after {ended_s:.1f} s; {shown(load.counts)} (404: the application is gone)")
+    say(f"exit status {status} after {ended_s:.1f} s; {shown(load.counts)} (404: the application is gone)")
     assert status == 0
     assert set(load.counts) == {200, 404}
     assert not at.replicas()
@@ -358,17 +364,18 @@ def try_the_command(at: Deployment) -> None:
 
 def main() -> int:
     begun = time.monotonic()
+    sys.stdout = sys.stderr
     with tempfile.TemporaryDirectory() as folder:
         step("a cluster of two nodes, and deploy/ray/serve.yaml on it")
         at = Deployment(Path(folder))
         import ray
 
-        print(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + f", Ray {ray.__version__}, {os.cpu_count()} CPUs")
-        print(f"each node has {NODE_CPUS} CPUs, each replica reserves {OPTIONS['replica_cpus']}")
+        say(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + f", Ray {ray.__version__}, {os.cpu_count()} CPUs")
+        say(f"each node has {NODE_CPUS} CPUs, each replica reserves {OPTIONS['replica_cpus']}")
         try:
             at.deploy(models=1)
             seconds = wait_for(lambda: at.running == 2 and answers_at(at.port) and answers_at(at.second_port), "ready")
-            print(f"two replicas and two proxies are ready after {seconds:.0f} s")
+            say(f"two replicas and two proxies are ready after {seconds:.0f} s")
             for attempt in (
                 try_both_nodes,
                 try_backpressure,
@@ -380,12 +387,12 @@ def main() -> int:
             ):
                 attempt(at)
         except BaseException:
-            print(traceback.format_exc())
-            print("FAILED")
+            say(traceback.format_exc())
+            say("FAILED")
             return 1
         finally:
             at.close()
-    print(f"\nPASSED in {time.monotonic() - begun:.0f} s")
+    say(f"\nPASSED in {time.monotonic() - begun:.0f} s")
     return 0
 
 
