@@ -95,6 +95,13 @@ class Trainee:
         return passed
 
 
+def this_machine() -> dict[str, str]:
+    try:
+        return describe("torch")
+    except ImportError:  # machines that train need no compiled engine
+        return {"torch": str(torch.__version__)}
+
+
 def endless(options: argparse.Namespace, device: torch.device) -> Iterator[Batch]:
     pixels = torch.randint(0, 256, (IMAGES, options.size, options.size, 3), dtype=torch.uint8)
     plan = BatchPlan(IMAGES, options.batch, shuffle=True)
@@ -120,7 +127,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = describe("torch")
+    machine = this_machine()
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     trainees = {kind: Trainee(kind, options, device) for kind in KINDS}

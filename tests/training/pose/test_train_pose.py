@@ -256,3 +256,16 @@ def test_an_hourglass_learns_in_two_stages_from_its_twin(lspet_root: Path, tmp_p
 def test_people_are_not_mixed() -> None:
     with pytest.raises(TrainingError, match=r"training\.mixup_alpha: joints of two people cannot be mixed"):
         check_recipe({**RAW, "training": {**RAW["training"], "mixup_alpha": 0.1}}, "test")
+
+
+def test_latents_are_compared_on_people(lspet_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed(training={"epochs": 1})))
+    ablation = {"name": "pose", "recipe": "recipe.yaml", "seeds": [0], "baseline": {"model.latent.kind": "plain"}}
+    ablation["grids"] = {"latents": {"model.latent.kind": ["plain", "holistic"]}}
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(ablation))
+    arguments = ["ablate", str(tmp_path / "ablation.yaml"), "--data", str(lspet_root), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "PCK@0.2, %" in table
+    assert "2 of 2 runs done" in table
