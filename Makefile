@@ -6,8 +6,9 @@
 #   make format           let ruff and clang-format rewrite the sources
 #   make docs             write the tables of settings in docs/operations.md anew
 #
-# Slow checks, each with the log of its last run in docs/:
+# Slow checks; the last two leave the log of their last run in docs/:
 #
+#   make chaos            a minute of good, bad and vanishing requests against the service (CHAOS_ARGS)
 #   make image-test       build the container image and try it as it is deployed (needs docker, or buildah and podman)
 #   make ray-test         try the service on a Ray cluster of two nodes
 #
@@ -34,7 +35,7 @@ HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$nam
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format docs image-test ray-test clean
+.PHONY: serve test lint format docs chaos image-test ray-test clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -56,6 +57,9 @@ format: $(VENV)/.development
 
 docs: $(VENV)/.development
 	$(BIN)/python docs/settings_table.py
+
+chaos: $(VENV)/.development
+	$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)
 
 # The log shows the run as it goes, and stays as docs/*.log; the last line is PASSED or FAILED.
 image-test:

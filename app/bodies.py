@@ -18,6 +18,9 @@ from app.errors import Problem, ServiceError
 
 MAX_PARTS = 32
 MAX_FIELD_BYTES = 64 << 10
+MAX_PART_HEADERS = 8
+MAX_PART_HEADER_BYTES = 8192
+"""Of one line; a part's name and file name stand there."""
 _REFUSED = re.compile(r"q\s*=\s*0(\.0*)?")
 _QUALITY = re.compile(r"\bq\s*=\s*([01](?:\.[0-9]{1,3})?)\s*(?:;|$)")
 _ZLIB_WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -180,6 +183,8 @@ def _split(body: bytes, options: Mapping[bytes, bytes], max_parts: int, too_many
             "on_part_data": lambda data, start, stop: parts[-1].data.extend(memoryview(data)[start:stop]),
             "on_end": end,
         },
+        max_header_count=MAX_PART_HEADERS,
+        max_header_size=MAX_PART_HEADER_BYTES,
     )
     try:
         parser.write(body)

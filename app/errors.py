@@ -37,6 +37,7 @@ class Problem(Enum):
     BAD_MODEL = 422, "The model cannot be loaded"
     WRONG_TASK = 422, "The model does another task"
     QUEUE_FULL = 429, "The queue is full"
+    RATE_LIMITED = 429, "The client asks too often"
     HEADERS_TOO_LARGE = 431, "The request's headers are too large"
     CLIENT_GONE = 499, "The client closed the connection"
     INTERNAL = 500, "The service failed"

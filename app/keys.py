@@ -31,14 +31,18 @@ class Keys:
         self._digests = [(role, _digest(key)) for role, key in given]
         self._anybody = Role.NOBODY if any(role is Role.CLIENT for role, _ in given) else Role.CLIENT
 
-    def role(self, given: str | None) -> Role:
-        """The highest role of a key, or of a request without one."""
-        digest = _digest(given or "")
+    def match(self, given: str | None) -> tuple[Role, bytes | None]:
+        """The highest role of a key, or of a request without one, and the digest of a key that is known."""
+        digest, matched = _digest(given or ""), False
         found = self._anybody
         for role, known in self._digests:
             if hmac.compare_digest(digest, known):
-                found = max(found, role)
-        return found
+                found, matched = max(found, role), True
+        return found, digest if matched else None
+
+    def role(self, given: str | None) -> Role:
+        """The highest role of a key, or of a request without one."""
+        return self.match(given)[0]
 
 
 def _digest(key: str) -> bytes:

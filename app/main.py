@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app import problems
 from app.api.deps import require_client
@@ -18,10 +19,14 @@ from app.keys import Keys, read_keys
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics, program_version
 from app.middleware import Guard, Observe
+from app.rates import RateLimit
 from app.repository import Repository
 from app.scheduler import Scheduler
 from app.service import Service
 from app.settings import Settings
+
+CORS_REQUEST_HEADERS = ("Authorization", "Content-Encoding", v2.HEADER_LENGTH, "X-API-Key", "X-Request-ID")
+CORS_ANSWER_HEADERS = (v2.HEADER_LENGTH, "Retry-After", "X-Request-ID")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -64,15 +69,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.keys = Keys(
         read_keys(settings.api_keys, settings.api_keys_file), read_keys(settings.admin_keys, settings.admin_keys_file)
     )
+    burst = settings.rate_limit_burst
+    app.state.rates = RateLimit(settings.rate_limit_per_s, burst) if settings.rate_limit_per_s else None
     for exception in problems.HANDLED:
         app.add_exception_handler(exception, problems.handle)
     # The last one added is the outermost.
     app.add_middleware(Guard, settings=settings, lifecycle=lifecycle)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_ANSWER_HEADERS,
+        )
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
     for router in (page.router, operations.router, v2.health):
         app.include_router(router)
+    refusals = documented(Problem.UNAUTHORIZED, Problem.RATE_LIMITED)
     for router in (classify.router, pose.router, models.router, v2.router):
-        app.include_router(router, dependencies=[Depends(require_client)], responses=documented(Problem.UNAUTHORIZED))
+        app.include_router(router, dependencies=[Depends(require_client)], responses=refusals)
     if settings.docs:
         app.include_router(docs.router)
     return app

@@ -28,9 +28,13 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
+"""Of every answer that does not bring its own; a page brings the Content-Security-Policy that it needs."""
+
 TRUNCATED = "signet.truncated"
 """Set in a request's scope by the server when the client stopped sending in the middle of the body."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field, FilePath, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 
 
 def shipped_zoo() -> Path:
@@ -97,6 +100,17 @@ class Settings(BaseSettings):
     admin_keys_file: FilePath | None = None
     """File with more such keys, one a line; # begins a comment."""
 
+    rate_limit_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Requests a second that one client may make to /v1 and /v2 on average; more are answered with 429. A client is a
+    key, or an address where no keys are set; behind a proxy, all clients without keys have the proxy's address."""
+
+    rate_limit_burst: Annotated[int, Field(ge=1)] = 20
+    """Requests that a client which was quiet may make at once before `rate_limit_per_s` counts."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose pages may call the service from a browser, such as https://example.org, separated by commas; `*`
+    for all of them. Without any, no other origin's page may."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
@@ -110,6 +124,20 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip()) if isinstance(parts, list | tuple) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; expected scheme://host or scheme://host:port, or *")
+        return origins
 
     @field_validator("models", mode="before")
     @classmethod

@@ -140,7 +140,13 @@ def problems(*kinds: Problem) -> dict[int | str, dict[str, Any]]:
                 "error": f"{problem.title}.",
             }
         }
-        if problem in (Problem.QUEUE_FULL, Problem.DRAINING, Problem.NOT_READY, Problem.MODEL_UNAVAILABLE):
+        if problem in (
+            Problem.QUEUE_FULL,
+            Problem.RATE_LIMITED,
+            Problem.DRAINING,
+            Problem.NOT_READY,
+            Problem.MODEL_UNAVAILABLE,
+        ):
             entry["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     return responses
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -190,6 +191,7 @@ V2_CASES = [
     ),
     infer("malformed JSON", "bad-json", lambda: ONE[:-2]),
     infer("JSON twice", "bad-json", lambda: ONE + ONE),
+    infer("JSON 201 deep", "bad-json", lambda: b'{"a":' * 201 + b"1" + b"}" * 201),
     infer("JSON 100,000 deep", "bad-json", lambda: b"[" * 100_000 + b"]" * 100_000),
     infer("JSON objects 100,000 deep", "bad-json", lambda: b'{"inputs":' * 100_000),
     infer("JSON that is not UTF-8", "bad-json", lambda: b'{"inputs": "\xff\xfe"}'),
@@ -294,6 +296,14 @@ PICTURE_CASES = [
     Case("form of something else", 400, "bad-multipart", lambda: b"image=1", MULTIPART),
     Case(
         "form without its end", 400, "bad-multipart", lambda: multipart([part("image", JPEG)], closed=False), MULTIPART
+    ),
+    Case("part with 1,000 headers", 400, "bad-multipart", form(b"X-A: b\r\n" * 1000 + part("image", JPEG)), MULTIPART),
+    Case(
+        "part with a header of 100 kB",
+        400,
+        "bad-multipart",
+        form(part("image", JPEG, filename="n" * 100_000)),
+        MULTIPART,
     ),
     Case("1,000 parts", 400, "bad-multipart", form(part("image", JPEG), *[part("x", b"1")] * 1000), MULTIPART),
     Case("two images", 400, "bad-multipart", form(part("image", JPEG), part("image", JPEG)), MULTIPART),
@@ -597,6 +607,61 @@ def test_odd_shapes_are_drawn_in_flat_memory(server: Server, size: tuple[int, in
         assert reply.headers["content-type"] == "image/png", reply.text
     assert max(Image.open(io.BytesIO(reply.content)).size) <= 1600
     assert server.rss_bytes - memory < MEMORY_SLACK_BYTES
+
+
+def _sixteen_bits() -> bytes:
+    rows = pictures.flat_rows(b"\xff\xff\x00\x00\x00\x00", 32, 32)
+    return pictures.raw_png(rows, 32, 32, depth=16, colour=2)
+
+
+def _palette() -> bytes:
+    rows, colours = pictures.flat_rows(b"\1", 32, 32), pictures.chunk(b"PLTE", b"\0\xff\0\xff\0\0")
+    return pictures.raw_png(rows, 32, 32, depth=8, colour=3, before=colours)
+
+
+@pytest.mark.parametrize(
+    ("data", "rgb"),
+    [
+        (pictures.encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=95), (1, 0, 0)),
+        (_sixteen_bits(), (1, 0, 0)),
+        (_palette(), (1, 0, 0)),
+        (pictures.flat_png(b"\0\0\xff\x80", colour=6), (0.5, 0.5, 1)),  # over white, as documented
+        (pictures.flat_png(b"\x80", colour=0), (0.5, 0.5, 0.5)),
+    ],
+    ids=["CMYK", "16 bits", "palette", "alpha", "grey"],
+)
+def test_colours_are_right_in_every_kind_of_file(server: Server, data: bytes, rgb: tuple[float, ...]) -> None:
+    """The model's logits are ten times the mean of each colour; scores of pairs tell their differences."""
+    answer = server.classify(data, model="colour").json()["predictions"]
+    scores = {entry["label"]: entry["score"] for entry in answer}
+    weights = [math.exp(10 * value) for value in rgb]
+    for name, weight in zip(("red", "green", "blue"), weights, strict=True):
+        assert scores[name] == pytest.approx(weight / sum(weights), abs=0.02)
+
+
+def test_json_as_deep_as_is_accepted(server: Server) -> None:
+    deep = b'{"a":' * 198 + b"1" + b"}" * 198
+    sound = inputs(tensor(), parameters="?")().replace(b'"?"', deep)
+    reply = server.exchange(request("POST", INFER, (), sound))
+    assert reply.status == 200, reply.body
+
+
+def test_a_model_that_failed_is_told_with_503_and_when_to_ask_again(tmp_path: Path, zoo: Path) -> None:
+    for name, size in (("good", None), ("bad", 5000)):
+        path = tmp_path / name / "1" / "model.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes((zoo / "random" / "1" / "model.safetensors").read_bytes()[:size])
+    running = Server(tmp_path, default_model="bad")
+    try:
+        for target in ("/v1/classify", "/v1/classify?model=bad", "/v2/models/bad/infer"):
+            reply = running.exchange(request(target=target, body=JPEG))
+            assert reply.status == 503, target
+            assert int(reply.headers["retry-after"]) >= 1
+            assert reply.json()["type"] == "urn:signet:problem:model-unavailable"
+        assert running.exchange(request("GET", "/readyz")).status == 503
+        assert running.classify(JPEG, model="good").status_code == 200
+    finally:
+        running.close()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

@@ -191,35 +191,3 @@ def test_a_request_that_never_ends_is_cut_off_when_the_drain_time_is_over(slow_z
             assert 1.5 < time.monotonic() - begun < 30
     finally:
         running.close()
-
-
-def test_good_bad_and_vanishing_clients_together(slow_zoo: Path) -> None:
-    running = Server(slow_zoo, max_queue_images=4, queue_deadline_ms=500, body_timeout_s=1)
-    statuses: list[int] = []
-
-    def good(_: int) -> None:
-        statuses.append(running.classify(PNG).status_code)
-
-    def bad(_: int) -> None:
-        statuses.append(running.classify(PNG[:-30]).status_code)
-
-    def vanishing(index: int) -> None:
-        with running.connection() as sock:
-            message = request(body=PNG)
-            sock.sendall(message[: len(message) // 2] if index % 2 else message)
-
-    try:
-        memory = running.rss_bytes
-        with ThreadPoolExecutor(12) as clients:
-            for index in range(60):
-                for kind in (good, bad, vanishing):
-                    clients.submit(kind, index)
-        assert set(statuses) <= {200, 422, 429, 504}
-        assert 200 in statuses
-        eventually(lambda: running.metric("signet_in_flight") == 1)
-        assert running.metric("signet_queue_images") == 0
-        assert running.classify(PNG).status_code == 200
-        assert running.rss_bytes - memory < 64 << 20
-        assert running.metric("signet_requests_total", status="500") == 0
-    finally:
-        running.close()

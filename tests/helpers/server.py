@@ -82,6 +82,18 @@ class Server:
         return size
 
     @property
+    def tree_pss_bytes(self) -> int:
+        """Memory of the service and its workers, pages that they share counted once."""
+        whole = psutil.Process(self.process.pid)
+        total = 0
+        for process in (whole, *whole.children(recursive=True)):
+            try:
+                total += process.memory_full_info().pss
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+    @property
     def cpu_s(self) -> float:
         """CPU seconds that the process has used: what a start costs, however busy the machine is."""
         times = psutil.Process(self.process.pid).cpu_times()
