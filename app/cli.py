@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -64,6 +65,7 @@ def serve(
         bool,
         typer.Option("--ray", help="Serve on the Ray cluster of this machine or RAY_ADDRESS, else on one of its own."),
     ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer  [default: 1]")] = None,
 ) -> None:
     """Serve packed models over HTTP.
 
@@ -71,9 +73,10 @@ def serve(
 
     Example: signet serve --port 9000 --models my-zoo
     """
-    settings = _settings(host=host, port=port, models=models, default_model=default_model)
+    settings = _settings(host=host, port=port, models=models, default_model=default_model, workers=workers)
     if ray:
         raise typer.Exit(_serve_on_cluster(settings))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: not used here, and in the way of a fork
     from app.server import serve as run
 
     raise typer.Exit(run(settings))

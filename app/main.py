@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +14,7 @@ from app.api.documentation import problems as documented
 from app.api.routes import classify, docs, models, operations, page, pose, v2
 from app.engine import available_cpus, loader
 from app.errors import Problem
+from app.fleet import Fleet
 from app.keys import Keys, read_keys
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics, program_version
@@ -24,28 +24,44 @@ from app.repository import Repository
 from app.scheduler import Scheduler
 from app.service import Service
 from app.settings import Settings
+from app.workers import Shared
 
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Encoding", v2.HEADER_LENGTH, "X-API-Key", "X-Request-ID")
 CORS_ANSWER_HEADERS = (v2.HEADER_LENGTH, "Retry-After", "X-Request-ID")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Put a service together. Its models are loaded when the server starts it, before the first request."""
+def create_app(settings: Settings | None = None, shared: Shared | None = None) -> FastAPI:
+    """Put a service together; one worker of several, if `shared` is given.
+
+    Its models are loaded when the server starts it, before the first request.
+    """
     settings = settings or Settings()
-    metrics, lifecycle, threads = Metrics(), Lifecycle(), settings.threads or available_cpus()
+    folder, slot = (shared.folder, shared.slot) if shared else (None, 0)
+    metrics, lifecycle = Metrics(folder, slot), Lifecycle()
+    cpus = max(1, available_cpus() // settings.workers)
+    threads = settings.threads or cpus
     repository = Repository(settings.models, loader(threads), settings.default_model)
     scheduler = Scheduler(
         capacity=settings.max_queue_images,
         deadline_s=settings.queue_deadline_ms / 1000,
-        decode_threads=settings.decode_threads or available_cpus(),
+        decode_threads=settings.decode_threads or cpus,
         parallel_images=settings.parallel_images or threads,
+        tell=metrics.queue_images.set,
     )
-    metrics.watch(repository, lambda: scheduler.admitted)
+    service = Service(
+        repository,
+        scheduler,
+        metrics,
+        max_pixels=settings.max_pixels,
+        max_batch_images=min(settings.max_batch_images, settings.max_queue_images),
+    )
+    fleet = Fleet(repository, service.statistics, folder, slot)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(repository.load_all)
+        await fleet.start()
         yield
+        fleet.close()
         scheduler.close()
 
     app = FastAPI(
@@ -59,18 +75,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings, app.state.lifecycle = settings, lifecycle
-    app.state.service = Service(
-        repository,
-        scheduler,
-        metrics,
-        max_pixels=settings.max_pixels,
-        max_batch_images=min(settings.max_batch_images, settings.max_queue_images),
-    )
+    app.state.service, app.state.fleet = service, fleet
     app.state.keys = Keys(
         read_keys(settings.api_keys, settings.api_keys_file), read_keys(settings.admin_keys, settings.admin_keys_file)
     )
-    burst = settings.rate_limit_burst
-    app.state.rates = RateLimit(settings.rate_limit_per_s, burst) if settings.rate_limit_per_s else None
+    app.state.rates = shared.rates if shared else RateLimit.of(settings)
     for exception in problems.HANDLED:
         app.add_exception_handler(exception, problems.handle)
     # The last one added is the outermost.

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
 
+from app.settings import Settings
+
 _PLACES = 1 << 20
 
 
@@ -29,6 +31,12 @@ class RateLimit:
         self._key = secrets.token_bytes(16)
         # Anonymous and shared; pages that no client's place lies in take no memory.
         self._paid_until = memoryview(mmap.mmap(-1, 8 * _PLACES)).cast("d")
+
+    @classmethod
+    def of(cls, settings: Settings) -> RateLimit | None:
+        """The limit that the settings ask for; None where they ask for none."""
+        per_s = settings.rate_limit_per_s
+        return None if per_s is None else cls(per_s, settings.rate_limit_burst)
 
     def wait_s(self, client: bytes) -> float:
         """0 where the client's request is granted, which is counted; else the seconds until one would be."""

@@ -134,16 +134,24 @@ class Repository:
         Raises ServiceError UNKNOWN_MODEL, or BAD_MODEL if any version cannot be loaded; nothing has changed then.
         """
         with self._changing:
-            root = scan(self.roots).get(name)
-            if root is None:
-                raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r} in the repository.")
-            versions = scan_model(root, name)
-            for version in versions.values():
-                if version.state is State.FOUND:
-                    self._load_one(version)
-                if version.state is not State.READY:
-                    raise ServiceError(Problem.BAD_MODEL, f"Version {version.version}: {version.error}")
-            self._models = {**self._models, name: versions}
+            self.commit(name, self.prepare(name))
+
+    def prepare(self, name: str) -> dict[int, Version]:
+        """Load a model's versions beside those that answer; the first half of `load`, which raises what that does."""
+        root = scan(self.roots).get(name)
+        if root is None:
+            raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r} in the repository.")
+        versions = scan_model(root, name)
+        for version in versions.values():
+            if version.state is State.FOUND:
+                self._load_one(version)
+            if version.state is not State.READY:
+                raise ServiceError(Problem.BAD_MODEL, f"Version {version.version}: {version.error}")
+        return versions
+
+    def commit(self, name: str, versions: dict[int, Version]) -> None:
+        """Let prepared versions answer from now on; the second half of `load`."""
+        self._models = {**self._models, name: versions}
 
     def unload(self, name: str) -> None:
         """Answer no further requests with a model; those in progress are. Raises ServiceError UNKNOWN_MODEL."""

@@ -53,14 +53,26 @@ class Lane:
 
 
 class Scheduler:
-    """Bounded admission, counted in images, before a decoding and an inference lane."""
+    """Bounded admission, counted in images, before a decoding and an inference lane.
 
-    def __init__(self, *, capacity: int, deadline_s: float, decode_threads: int, parallel_images: int) -> None:
+    `tell` hears the number of admitted images whenever it changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        deadline_s: float,
+        decode_threads: int,
+        parallel_images: int,
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.capacity = capacity
         self.deadline_s = deadline_s
         self.decoding = Lane("decode", decode_threads)
         self.inference = Lane("infer", parallel_images)
         self.admitted = 0
+        self._tell = tell
         self._image_s = 0.0
 
     @contextmanager
@@ -74,10 +86,12 @@ class Scheduler:
             )
         begun = time.monotonic()
         self.admitted += images
+        self._tell(self.admitted)
         try:
             yield begun + self.deadline_s
         finally:
             self.admitted -= images
+            self._tell(self.admitted)
             per_image = (time.monotonic() - begun) / images / max(1, self.admitted + images)
             self._image_s += (per_image - self._image_s) * 0.1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import time
 import uuid
 from types import FrameType
@@ -18,12 +19,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app import logs, memory, problems
+from app.engine import available_cpus
 from app.errors import Problem, ServiceError
 from app.lifecycle import Lifecycle
 from app.main import create_app
 from app.metrics import Metrics
 from app.middleware import SECURITY_HEADERS, TRUNCATED
 from app.settings import Settings
+from app.workers import Shared, supervise
 
 logger = logging.getLogger("signet.server")
 
@@ -166,7 +169,20 @@ def serve(settings: Settings) -> int:
     """Serve until a signal ends it; returns the process's exit status."""
     logs.configure(settings.log_level)
     memory.return_large_blocks()
-    app = create_app(settings)
+    if settings.workers == 1:
+        return _run(settings)
+    available_cpus()  # imports the engine, as the last of what the workers share
+    listener = uvicorn.Config("", host=settings.host, port=settings.port, log_config=None).bind_socket()
+    return supervise(settings, listener)
+
+
+def serve_worker(settings: Settings, listener: socket.socket, shared: Shared) -> int:
+    """Serve as one worker of several, on a socket that is bound already."""
+    return _run(settings, [listener], shared)
+
+
+def _run(settings: Settings, sockets: list[socket.socket] | None = None, shared: Shared | None = None) -> int:
+    app = create_app(settings, shared)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -181,5 +197,5 @@ def serve(settings: Settings) -> int:
         timeout_keep_alive=settings.keep_alive_s,
     )
     server = Server(config, settings, app.state.lifecycle)
-    server.run()
+    server.run(sockets)
     return 0 if server.started else 1

@@ -71,9 +71,13 @@ class Settings(BaseSettings):
     queue_deadline_ms: Annotated[int, Field(ge=1)] = 5000
     """Longest wait of an admitted image; past it the answer is 504 and nothing is computed."""
 
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that answer. One already uses all CPUs; more help where decoding and the protocol take the time and not
+    the network. Limits on images and bytes hold for each of them."""
+
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads that compute at once in a model: one image alone uses all, many images one each. The default is the CPUs
-    that this process may use."""
+    that this process may use, shared out among the workers."""
 
     parallel_images: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Images that are handed to the engine at once; the default is `threads`."""

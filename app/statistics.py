@@ -6,8 +6,7 @@ All routes count, whatever their protocol. Touched only on the event loop's thre
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,8 +29,11 @@ class Duration:
         self.ns += round(seconds * 1e9)
 
 
-def _durations() -> defaultdict[str, Duration]:
-    return defaultdict(Duration)
+Durations = dict[str, Duration]
+
+
+def _add(durations: Durations, name: str, seconds: float) -> None:
+    durations.setdefault(name, Duration()).add(seconds)
 
 
 @dataclass
@@ -48,8 +50,8 @@ class ModelStatistics:
 
     last_inference_ms: int = 0
     images: int = 0
-    durations: defaultdict[str, Duration] = field(default_factory=_durations)
-    batches: dict[int, defaultdict[str, Duration]] = field(default_factory=dict)
+    durations: Durations = field(default_factory=dict)
+    batches: dict[int, Durations] = field(default_factory=dict)
 
     @contextmanager
     def request(self, trace: Trace) -> Iterator[None]:
@@ -59,21 +61,21 @@ class ModelStatistics:
         try:
             yield
         except BaseException:
-            self.durations["fail"].add(time.monotonic() - begun)
+            _add(self.durations, "fail", time.monotonic() - begun)
             raise
-        self.durations["success"].add(time.monotonic() - begun)
+        _add(self.durations, "success", time.monotonic() - begun)
         self._add_stages(self.durations, trace.stages)
-        self.durations["compute_output"].add(trace.stages.get("postprocess", 0.0))
+        _add(self.durations, "compute_output", trace.stages.get("postprocess", 0.0))
 
     def ran(self, images: int, trace: Trace) -> None:
         """Count a run of the network over so many pictures."""
         self.images += images
-        self._add_stages(self.batches.setdefault(images, _durations()), trace.stages)
+        self._add_stages(self.batches.setdefault(images, {}), trace.stages)
 
     @staticmethod
-    def _add_stages(durations: defaultdict[str, Duration], stages: Mapping[str, float]) -> None:
+    def _add_stages(durations: Durations, stages: Mapping[str, float]) -> None:
         for name, parts in _STAGES.items():
-            durations[name].add(sum(stages.get(part, 0.0) for part in parts))
+            _add(durations, name, sum(stages.get(part, 0.0) for part in parts))
 
     @property
     def runs(self) -> int:
@@ -83,6 +85,30 @@ class ModelStatistics:
     def outcomes(self) -> dict[str, Duration]:
         """Every duration of requests, those that never happened included."""
         return {name: self.durations.get(name, Duration()) for name in _OUTCOMES}
+
+    def add(self, other: ModelStatistics) -> None:
+        """Count what another account has counted."""
+        self.last_inference_ms = max(self.last_inference_ms, other.last_inference_ms)
+        self.images += other.images
+        _add_durations(self.durations, other.durations)
+        for size, durations in other.batches.items():
+            _add_durations(self.batches.setdefault(size, {}), durations)
+
+
+def _add_durations(whole: Durations, more: Durations) -> None:
+    for name, duration in more.items():
+        entry = whole.setdefault(name, Duration())
+        entry.count += duration.count
+        entry.ns += duration.ns
+
+
+@dataclass(frozen=True)
+class ModelAccount:
+    """The account of a version, with its name."""
+
+    name: str
+    version: int
+    statistics: ModelStatistics
 
 
 class Statistics:
@@ -94,3 +120,15 @@ class Statistics:
     def of(self, name: str, version: int) -> ModelStatistics:
         """The account of a version that exists."""
         return self._models.setdefault((name, version), ModelStatistics())
+
+    def accounts(self) -> list[ModelAccount]:
+        """Every account that was opened."""
+        return [ModelAccount(name, version, account) for (name, version), account in self._models.items()]
+
+
+def total(accounts: Iterable[ModelAccount]) -> Statistics:
+    """Accounts of several workers as one."""
+    whole = Statistics()
+    for account in accounts:
+        whole.of(account.name, account.version).add(account.statistics)
+    return whole

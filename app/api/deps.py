@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from app.api.schemas import ClassifyParameters, ModelChoice, PoseBatchParameters, PoseParameters
 from app.bodies import BatchUpload, Upload, inflate, parse, parse_batch
 from app.errors import Problem, ServiceError
+from app.fleet import Fleet
 from app.keys import Keys, Role
 from app.lifecycle import Lifecycle
 from app.rates import RateLimit, address_name
@@ -40,6 +41,11 @@ async def _service(request: Request) -> Service:
     return service
 
 
+async def _fleet(request: Request) -> Fleet:
+    fleet: Fleet = request.app.state.fleet
+    return fleet
+
+
 async def _lifecycle(request: Request) -> Lifecycle:
     lifecycle: Lifecycle = request.app.state.lifecycle
     return lifecycle
@@ -51,6 +57,7 @@ async def _trace(request: Request) -> Trace:
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 ServiceDep = Annotated[Service, Depends(_service)]
+FleetDep = Annotated[Fleet, Depends(_fleet)]
 LifecycleDep = Annotated[Lifecycle, Depends(_lifecycle)]
 TraceDep = Annotated[Trace, Depends(_trace)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from app import metrics
-from app.api.deps import LifecycleDep, ServiceDep
+from app.api.deps import FleetDep, LifecycleDep, ServiceDep
 from app.api.documentation import problems
 from app.api.examples import METRICS
 from app.api.schemas import Health
@@ -36,6 +36,8 @@ async def ready(service: ServiceDep, lifecycle: LifecycleDep) -> Health:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS}}}},
 )
-async def scrape(service: ServiceDep) -> Response:
-    """Counters, histograms and gauges in Prometheus' text format."""
-    return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+async def scrape(service: ServiceDep, fleet: FleetDep) -> Response:
+    """Counters, histograms and gauges in Prometheus' text format, of all workers together."""
+    accounts = await fleet.accounts()
+    text = service.metrics.render([account.models for account in accounts], [account.pid for account in accounts])
+    return Response(text, media_type=metrics.CONTENT_TYPE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import metrics
-from app.api.deps import BodyDep, LifecycleDep, ServiceDep, TraceDep, require_admin, while_connected
+from app.api.deps import BodyDep, FleetDep, LifecycleDep, ServiceDep, TraceDep, require_admin, while_connected
 from app.api.documentation import INFER, problems
 from app.api.routes import operations
 from app.api.schemas_v2 import (
@@ -37,8 +36,7 @@ from app.api.schemas_v2 import (
 from app.bodies import accepted_encoding, deflate
 from app.errors import Problem, ServiceError
 from app.repository import State, Version
-from app.service import Service
-from app.statistics import Duration
+from app.statistics import Duration, Statistics
 from app.tensors import encode_answer, input_spec, output_specs, parse_call, parse_json
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
@@ -106,9 +104,10 @@ async def server_ready(service: ServiceDep, lifecycle: LifecycleDep) -> ServerRe
 
 
 @router.get("/models/stats", summary="Statistics of all models", responses=problems())
-async def all_statistics(service: ServiceDep) -> StatsAnswer:
+async def all_statistics(service: ServiceDep, fleet: FleetDep) -> StatsAnswer:
     """What every version has answered, by whatever route."""
-    return StatsAnswer(model_stats=[_stats(service, version) for version in service.repository])
+    statistics = await fleet.statistics()
+    return StatsAnswer(model_stats=[_stats(statistics, version) for version in service.repository])
 
 
 @router.post(
@@ -143,7 +142,7 @@ def _entry(version: Version) -> IndexEntry:
         Problem.BAD_MODEL,
     ),
 )
-async def load_model(name: str, body: BodyDep, service: ServiceDep) -> list[IndexEntry]:
+async def load_model(name: str, body: BodyDep, service: ServiceDep, fleet: FleetDep) -> list[IndexEntry]:
     """Read every version of a model from disk; together they take the place of what was loaded.
 
     No request fails meanwhile. If any version cannot be loaded, nothing changes. Needs an admin key.
@@ -153,7 +152,7 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep) -> list[Inde
             "A model is loaded as it is in the repository; a configuration or files with the request are not taken."
         )
         raise ServiceError(Problem.BAD_REQUEST, detail)
-    await asyncio.to_thread(service.repository.load, name)
+    await fleet.load(name)
     return [_entry(version) for version in service.repository.versions(name)]
 
 
@@ -163,9 +162,9 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep) -> list[Inde
     dependencies=[Depends(require_admin)],
     responses=problems(Problem.FORBIDDEN, Problem.UNKNOWN_MODEL),
 )
-async def unload_model(name: str, service: ServiceDep) -> list[IndexEntry]:
+async def unload_model(name: str, service: ServiceDep, fleet: FleetDep) -> list[IndexEntry]:
     """Answer no further requests with a model until it is loaded again. Needs an admin key."""
-    await asyncio.to_thread(service.repository.unload, name)
+    await fleet.unload(name)
     return [_entry(version) for version in service.repository.versions(name)]
 
 
@@ -225,11 +224,12 @@ async def model_config(version: VersionDep, service: ServiceDep) -> ModelConfig:
 
 
 @of_model("GET", "/stats", summary="A model's statistics", responses=problems(Problem.UNKNOWN_MODEL))
-async def model_statistics(version: VersionDep, service: ServiceDep, request: Request) -> StatsAnswer:
+async def model_statistics(version: VersionDep, service: ServiceDep, fleet: FleetDep, request: Request) -> StatsAnswer:
     """What a version, or every version of a model, has answered, by whatever route."""
     one = "version" in request.path_params
     versions = [version] if one else service.repository.versions(version.name)
-    return StatsAnswer(model_stats=[_stats(service, entry) for entry in versions])
+    statistics = await fleet.statistics()
+    return StatsAnswer(model_stats=[_stats(statistics, entry) for entry in versions])
 
 
 @of_model(
@@ -286,8 +286,8 @@ async def infer(request: Request, body: BodyDep, version: VersionDep, service: S
     return Response(content, headers=headers)
 
 
-def _stats(service: Service, version: Version) -> ModelStatsOut:
-    account = service.statistics.of(version.name, version.version)
+def _stats(statistics: Statistics, version: Version) -> ModelStatsOut:
+    account = statistics.of(version.name, version.version)
     outcomes: dict[str, Any] = {name: _out(duration) for name, duration in account.outcomes().items()}
     return ModelStatsOut(
         name=version.name,
