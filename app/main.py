@@ -46,6 +46,8 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
         deadline_s=settings.queue_deadline_ms / 1000,
         decode_threads=settings.decode_threads or cpus,
         parallel_images=settings.parallel_images or threads,
+        max_batch=settings.max_batch,
+        max_batch_delay_s=settings.max_batch_delay_ms / 1000,
         tell=metrics.queue_images.set,
     )
     service = Service(

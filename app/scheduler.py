@@ -4,6 +4,9 @@ The event loop only moves bytes. Decoding and inference run in two bounded pools
 release the GIL), and at most `capacity` images are admitted at once: what comes on top is refused immediately, because
 a queue that grows without bound answers everybody too late. An admitted image that has waited past its deadline is
 dropped before it costs anything, and so is one whose request was cancelled because its client left.
+
+A thread that comes free takes the request that has waited longest and, with `max_batch` above 1, the others that wait
+for the same session, up to so many images: they run as one batch. It never waits for more unless a delay is set.
 """
 
 from __future__ import annotations
@@ -11,14 +14,26 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.errors import Problem, ServiceError
+from app.repository import Session
 
 T = TypeVar("T")
+Outputs = Mapping[str, NDArray[Any]]
+
+
+def _too_late(submitted: float, now: float) -> ServiceError:
+    waited_ms = round((now - submitted) * 1000)
+    return ServiceError(Problem.DEADLINE, f"The picture waited {waited_ms} ms in the queue and was not processed.")
 
 
 class Lane:
@@ -39,10 +54,7 @@ class Lane:
         def begin() -> tuple[T, float]:
             now = time.monotonic()
             if now > deadline:
-                waited_ms = round((now - submitted) * 1000)
-                raise ServiceError(
-                    Problem.DEADLINE, f"The picture waited {waited_ms} ms in the queue and was not processed."
-                )
+                raise _too_late(submitted, now)
             return work(), now - submitted
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, begin)
@@ -50,6 +62,123 @@ class Lane:
     def close(self) -> None:
         """Drop what waits and end the threads when their work is done."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of images that were handed to the engine.
+
+    Attributes
+    ----------
+    outputs : of these images alone.
+    waited_s, infer_s : seconds before and in the run.
+    run_images : images of the whole run, told to one of those who shared it; 0 to the others.
+    """
+
+    outputs: Outputs
+    waited_s: float
+    infer_s: float
+    run_images: int
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Images of one request `[N, height, width, 3]` before a session."""
+
+    session: Session
+    images: NDArray[np.uint8]
+    deadline: float
+    answer: asyncio.Future[Ran]
+    submitted: float = field(default_factory=time.monotonic)
+    ripe: bool = False
+
+
+class Batcher:
+    """Runs images through sessions, in a lane, together with what waits for the same session.
+
+    Touched only on the event loop's thread.
+    """
+
+    def __init__(self, lane: Lane, max_batch: int, max_delay_s: float) -> None:
+        self._lane = lane
+        self._max_batch = max_batch
+        self._max_delay_s = max_delay_s
+        self._free = lane.threads
+        self._waiting: deque[_Waiting] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, session: Session, images: NDArray[np.uint8], deadline: float) -> Ran:
+        """Run a request's images. Raises ServiceError DEADLINE, and what the session raises."""
+        loop = asyncio.get_running_loop()
+        entry = _Waiting(session, images, deadline, loop.create_future())
+        self._waiting.append(entry)
+        if self._max_delay_s:
+            loop.call_later(self._max_delay_s, self._ripen, entry)
+            self._dispatch()
+        else:
+            self._ripen(entry)
+        return await entry.answer
+
+    def _ripen(self, entry: _Waiting) -> None:
+        """Have an entry wait for no others any longer."""
+        entry.ripe = True
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give batches to free threads."""
+        while self._free and (batch := self._take()):
+            self._free -= 1
+            task = asyncio.get_running_loop().create_task(self._compute(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, taken from the queue; empty if there is none yet. Who left or is too late is dropped."""
+        now = time.monotonic()
+        for entry in list(self._waiting):
+            if not entry.answer.done() and now > entry.deadline:
+                entry.answer.set_exception(_too_late(entry.submitted, now))
+        self._waiting = deque(entry for entry in self._waiting if not entry.answer.done())
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        batch, images = [], 0
+        for entry in self._waiting:
+            fits = images + len(entry.images) <= self._max_batch or entry is first
+            if entry.session is first.session and fits:
+                batch.append(entry)
+                images += len(entry.images)
+        if images < self._max_batch and not first.ripe:
+            return []
+        self._waiting = deque(entry for entry in self._waiting if entry not in batch)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting]) -> None:
+        images = [entry.images for entry in batch]
+        whole = images[0] if len(images) == 1 else np.concatenate(images)
+
+        def timed() -> tuple[Outputs, float, float]:
+            begun = time.monotonic()
+            return batch[0].session.run(whole), begun, time.monotonic() - begun
+
+        try:
+            (outputs, begun, infer_s), _ = await self._lane.run(timed, math.inf)
+        except Exception as error:
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_exception(error)
+            return
+        finally:
+            self._free += 1
+            self._dispatch()
+        first, run_images = 0, len(whole)
+        for entry in batch:
+            rows = slice(first, first + len(entry.images))
+            first = rows.stop
+            if not entry.answer.done():
+                own = {name: values[rows] for name, values in outputs.items()}
+                entry.answer.set_result(Ran(own, begun - entry.submitted, infer_s, run_images))
+                run_images = 0
 
 
 class Scheduler:
@@ -65,19 +194,25 @@ class Scheduler:
         deadline_s: float,
         decode_threads: int,
         parallel_images: int,
+        max_batch: int = 1,
+        max_batch_delay_s: float = 0.0,
         tell: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.capacity = capacity
         self.deadline_s = deadline_s
         self.decoding = Lane("decode", decode_threads)
-        self.inference = Lane("infer", parallel_images)
+        self._inference = Lane("infer", parallel_images)
+        self.inference = Batcher(self._inference, max_batch, max_batch_delay_s)
         self.admitted = 0
         self._tell = tell
         self._image_s = 0.0
 
     @contextmanager
-    def admit(self, images: int = 1) -> Iterator[float]:
-        """Hold places for `images`; gives the deadline. Raises ServiceError QUEUE_FULL where there are none."""
+    def admit(self, images: int = 1, deadline_s: float | None = None) -> Iterator[float]:
+        """Hold places for `images`; gives the deadline, which a request may bring forward.
+
+        Raises ServiceError QUEUE_FULL where there are none.
+        """
         if self.admitted + images > self.capacity:
             raise ServiceError(
                 Problem.QUEUE_FULL,
@@ -88,7 +223,7 @@ class Scheduler:
         self.admitted += images
         self._tell(self.admitted)
         try:
-            yield begun + self.deadline_s
+            yield begun + min(self.deadline_s, deadline_s if deadline_s is not None else math.inf)
         finally:
             self.admitted -= images
             self._tell(self.admitted)
@@ -102,4 +237,4 @@ class Scheduler:
     def close(self) -> None:
         """End both lanes."""
         self.decoding.close()
-        self.inference.close()
+        self._inference.close()

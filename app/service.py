@@ -292,16 +292,20 @@ class Service:
         *,
         images: int | None = None,
     ) -> Mapping[str, NDArray[Any]]:
-        """Run the network over a batch in one call; it counts as `images` pictures where they are not its length."""
+        """Run the network over a request's pictures, and those of others that wait for it where batches are on.
+
+        They count as `images` pictures where they are not the length of `pixels`.
+        """
         images = len(pixels) if images is None else images
-        begun = time.monotonic()
-        outputs, waited = await self.scheduler.inference.run(lambda: session.run(pixels), deadline)
-        trace.add("queue", waited)
-        trace.add("infer", time.monotonic() - begun - waited)
-        self.statistics.of(version.name, version.version).ran(images, trace)
+        ran = await self.scheduler.inference.run(session, pixels, deadline)
+        trace.add("queue", ran.waited_s)
+        trace.add("infer", ran.infer_s)
+        run_images = images if ran.run_images == len(pixels) else ran.run_images
+        self.statistics.of(version.name, version.version).ran(images, run_images, trace)
         self.metrics.images.labels(version.name).inc(images)
-        self.metrics.batch_images.observe(images)
-        return outputs
+        if run_images:
+            self.metrics.batch_images.observe(run_images)
+        return ran.outputs
 
 
 def _stack(prepared: Sequence[Prepared | ServiceError]) -> NDArray[np.uint8]:

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     parallel_images: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Images that are handed to the engine at once; the default is `threads`."""
 
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Images of different requests that one run of the engine may take together, if they wait for the same model when a
+    thread comes free."""
+
+    max_batch_delay_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Time that an image waits for others to share its run; 0 takes only those that are there."""
+
     decode_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Pictures decoded at once; the default is the CPUs that this process may use."""
 

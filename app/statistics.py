@@ -67,10 +67,11 @@ class ModelStatistics:
         self._add_stages(self.durations, trace.stages)
         _add(self.durations, "compute_output", trace.stages.get("postprocess", 0.0))
 
-    def ran(self, images: int, trace: Trace) -> None:
-        """Count a run of the network over so many pictures."""
+    def ran(self, images: int, run_images: int, trace: Trace) -> None:
+        """Count a request's pictures, and the run over `run_images` that they shared; 0 where another counts it."""
         self.images += images
-        self._add_stages(self.batches.setdefault(images, {}), trace.stages)
+        if run_images:
+            self._add_stages(self.batches.setdefault(run_images, {}), trace.stages)
 
     @staticmethod
     def _add_stages(durations: Durations, stages: Mapping[str, float]) -> None:
