@@ -1,0 +1,133 @@
+"""An HTTP/1.1 load client on bare asyncio streams, light enough to share two cores with what it measures.
+
+`closed` keeps so many clients asking, each waiting for its answer; `open_loop` sends at a rate, whatever comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Load:
+    """What came back: statuses, and the milliseconds of each answer by status."""
+
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    took_ms: dict[int, list[float]] = field(default_factory=dict)
+    broken: int = 0
+
+    def add(self, status: int, seconds: float) -> None:
+        self.statuses[status] += 1
+        self.took_ms.setdefault(status, []).append(1e3 * seconds)
+
+    @property
+    def rate(self) -> float:
+        """Answers with 200 a second."""
+        return self.statuses[200] / self.seconds
+
+    def quantile_ms(self, share: float, status: int = 200) -> float:
+        values = sorted(self.took_ms.get(status, [])) or [float("nan")]
+        return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def post(path: str, body: bytes, content_type: str) -> bytes:
+    """A request as bytes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def form(name: str, data: bytes) -> tuple[bytes, str]:
+    """A multipart body of one file, and its content type."""
+    head = f'--frontier\r\nContent-Disposition: form-data; name="{name}"; filename="a.jpg"\r\n\r\n'
+    return head.encode() + data + b"\r\n--frontier--\r\n", "multipart/form-data; boundary=frontier"
+
+
+class Connection:
+    """One kept connection, opened again after a server closed it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, message: bytes) -> int:
+        """Send a request and read the answer to its end; gives the status."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(message)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        await reader.readexactly(length)
+        if b"connection: close" in head:
+            self.close()
+        return int(head[9:12])
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _closed(port: int, messages: Sequence[bytes], clients: int, seconds: float) -> Load:
+    load, turn = Load(), itertools.cycle(messages)
+    begun = time.perf_counter()
+
+    async def client() -> None:
+        connection = Connection(port)
+        while (sent := time.perf_counter()) - begun < seconds:
+            try:
+                load.add(await connection.ask(next(turn)), time.perf_counter() - sent)
+            except (OSError, asyncio.IncompleteReadError):
+                load.broken += 1
+                connection.close()
+        connection.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    load.seconds = time.perf_counter() - begun
+    return load
+
+
+async def _open_loop(port: int, messages: Sequence[bytes], rate: float, seconds: float) -> Load:
+    load, turn, idle = Load(), itertools.cycle(messages), list[Connection]()
+    begun = time.perf_counter()
+
+    async def one() -> None:
+        connection = idle.pop() if idle else Connection(port)
+        sent = time.perf_counter()
+        try:
+            load.add(await connection.ask(next(turn)), time.perf_counter() - sent)
+            idle.append(connection)
+        except (OSError, asyncio.IncompleteReadError):
+            load.broken += 1
+            connection.close()
+
+    tasks = []
+    for index in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, begun + index / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(one()))
+    await asyncio.gather(*tasks)
+    load.seconds = time.perf_counter() - begun
+    for connection in idle:
+        connection.close()
+    return load
+
+
+def closed(port: int, messages: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """So many clients for so long, each with one request at a time."""
+    return asyncio.run(_closed(port, messages, clients, seconds))
+
+
+def open_loop(port: int, messages: Sequence[bytes], rate: float, seconds: float) -> Load:
+    """`rate` requests a second for so long, without waiting for answers."""
+    return asyncio.run(_open_loop(port, messages, rate, seconds))
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
