@@ -10,7 +10,7 @@ beside it).
 Then ours alone is offered five times the rate that it answered, from a client that does not wait: answers with 200 keep
 their deadline, the rest get 429.
 
-    python benchmarks/serving.py [--seconds 5] [--rounds 3] [--clients 8] [--photo FILE] [--json]
+    python benchmarks/serving.py [--seconds 5] [--rounds 3] [--clients 8] [--photo FILE] [--keep DIR] [--json]
 
 The peers come with pip install -e '.[bench]'.
 """
@@ -57,6 +57,8 @@ def photograph() -> bytes:
 def write_ours(folder: Path) -> Path:
     spec = InputSpec(height=224, width=224, mean=MEAN, std=STD)
     path = folder / "zoo" / "resnet18" / "1" / "model.safetensors"
+    if path.is_file():
+        return folder / "zoo"
     labels = [f"class {index}" for index in range(CONFIG.classes)]
     pack_network(ResNet(CONFIG).eval(), path, architecture=CONFIG.name, input_spec=spec, labels=labels)
     return folder / "zoo"
@@ -64,6 +66,8 @@ def write_ours(folder: Path) -> Path:
 
 def write_twin(folder: Path) -> Path:
     path = folder / "twin.onnx"
+    if path.is_file():
+        return path
     twin = ResNet(CONFIG.real_twin()).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the legacy exporter says so; the new one needs one more package
@@ -88,6 +92,8 @@ def write_onnxruntime_int8(twin: Path) -> Path:
             return None if sample is None else {"x": sample}
 
     prepared, path = twin.with_name("prepared.onnx"), twin.with_name("int8.onnx")
+    if path.is_file():
+        return path
     quant_pre_process(str(twin), str(prepared))
     quantize_static(
         str(prepared),
@@ -102,11 +108,13 @@ def write_onnxruntime_int8(twin: Path) -> Path:
 
 
 def write_openvino_int8(twin: Path) -> Path:
+    path = twin.with_name("int8.xml")
+    if path.is_file():
+        return path
     import nncf
     import openvino
 
     quantised = nncf.quantize(openvino.convert_model(str(twin)), nncf.Dataset(calibration()), subset_size=CALIBRATION)
-    path = twin.with_name("int8.xml")
     openvino.save_model(quantised, str(path))
     return path
 
@@ -119,24 +127,22 @@ def contenders(folder: Path, cpus: int) -> dict[str, tuple[Start, str, str]]:
     zoo, twin = write_ours(folder), write_twin(folder)
     onnx, xml = write_onnxruntime_int8(twin), write_openvino_int8(twin)
     litserve = "litserve_openvino.py"
-    return {
+    found: dict[str, tuple[Start, str, str]] = {
         "signet": (lambda: servers.signet(zoo), "/v1/classify", "image"),
-        "LitServe + OpenVINO int8": (
-            lambda: servers.peer(litserve, "/health", xml, cpus, 1),
-            "/predict",
-            "request",
-        ),
-        f"LitServe + OpenVINO int8, {cpus} workers": (
-            lambda: servers.peer(litserve, "/health", xml, 1, cpus),
-            "/predict",
-            "request",
-        ),
+        "LitServe + OpenVINO int8": (lambda: servers.peer(litserve, "/health", xml, cpus, 1), "/predict", "request"),
         "FastAPI + ONNX Runtime int8": (
             lambda: servers.peer("fastapi_onnxruntime.py", "/health", onnx, cpus),
             "/predict",
             "request",
         ),
     }
+    if cpus > 1:
+        found[f"LitServe + OpenVINO int8, {cpus} workers"] = (
+            lambda: servers.peer(litserve, "/health", xml, 1, cpus),
+            "/predict",
+            "request",
+        )
+    return found
 
 
 def measure(chosen: dict[str, tuple[Start, str, str]], photo: bytes, options: argparse.Namespace) -> dict[str, Any]:
@@ -202,13 +208,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--photo", type=Path, help="a JPEG to send; default: a made-up one of 500 x 375 px")
+    parser.add_argument("--keep", type=Path, help="folder where the networks stay for the next run")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
     photo = options.photo.read_bytes() if options.photo else photograph()
     machine = describe("fastapi", "uvicorn", "litserve", "openvino", "nncf", "onnxruntime", "numpy", "pillow")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = options.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         chosen = contenders(folder, len(os.sched_getaffinity(0)))
         results = measure(chosen, photo, options)
         capacity = results["signet"]["clients"][options.clients]["requests_per_s"]
