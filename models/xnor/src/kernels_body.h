@@ -144,12 +144,12 @@ void finish(const FinishTile& tile) {
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
 // byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals.
 // With `out`, the counts go on to their values while still in registers; else to the tile buffer.
-template <int P, int NV, bool Finish, class W = Words>
+template <int P, int NV, bool Finish, int Halves, class W = Words>
 __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
                                            const FinishTile* out) {
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
-    const int64_t step = 3 - tile.halves;
+    constexpr int64_t kStep = 3 - Halves;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
         const uint32_t* pixel[P];
         Words::Vector sums[P * NV];
@@ -164,7 +164,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
             for (int col = 0; col < window.cols; ++col) {
                 const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
                 int64_t at = 2 * (row * window.in_row + col * window.in_col);
-                int64_t left = tile.halves * window.run;
+                int64_t left = Halves * window.run;
                 while (left > 0) {
                     int64_t part = left;
                     if constexpr (Words::kBudget != 0) {
@@ -172,7 +172,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                         budget -= static_cast<int>(part);
                     }
                     left -= part;
-                    for (const int64_t end = at + part * step; at < end; at += step) {
+                    for (const int64_t end = at + part * kStep; at < end; at += kStep) {
                         Words::Vector w[NV];
                         repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
                         repeat<P>([&](auto p) XNOR_INLINE {
@@ -214,38 +214,47 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
 }
 
 // Pixels [begin, end), a multiple of P, of all the tile's lanes; of those that are finished, with `out`.
-template <int P, bool Finish>
+template <int P, bool Finish, int Halves>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
-    constexpr int kWide = Words::kVectors * Words::kLanes;
+    constexpr int kVectors = Words::kVectors;
+    constexpr int kWide = kVectors * Words::kLanes;
     constexpr int kNarrow = kLanes / Words::kLanes;
     const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
-    for (; lane + kWide <= lanes; lane += kWide) count_block<P, Words::kVectors, Finish>(tile, begin, end, lane, out);
-    if constexpr (Words::kVectors > 2 * kNarrow)
+    for (; lane + kWide <= lanes; lane += kWide) count_block<P, kVectors, Finish, Halves>(tile, begin, end, lane, out);
+    if constexpr (kVectors > 2 * kNarrow)
         for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
-            count_block<P, 2 * kNarrow, Finish>(tile, begin, end, lane, out);
-    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish>(tile, begin, end, lane, out);
+            count_block<P, 2 * kNarrow, Finish, Halves>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish, Halves>(tile, begin, end, lane, out);
+}
+
+template <bool Finish, int Halves>
+inline void count_halves(const BinaryTile& tile, const FinishTile* out) {
+    const int end = tile.window.pixels;
+    const int rest = end % Words::kPixels;
+    if (end > rest) count_pixels<Words::kPixels, Finish, Halves>(tile, 0, end - rest, out);
+    switch (rest) {
+        case 1:
+            return count_pixels<1, Finish, Halves>(tile, end - rest, end, out);
+        case 2:
+            return count_pixels<2, Finish, Halves>(tile, end - rest, end, out);
+        case 3:
+            return count_pixels<3, Finish, Halves>(tile, end - rest, end, out);
+        case 4:
+            return count_pixels<4, Finish, Halves>(tile, end - rest, end, out);
+        case 5:
+            return count_pixels<5, Finish, Halves>(tile, end - rest, end, out);
+        default:
+            return;
+    }
 }
 
 template <bool Finish>
 inline void count_tile(const BinaryTile& tile, const FinishTile* out) {
-    const int end = tile.window.pixels;
-    const int rest = end % Words::kPixels;
-    if (end > rest) count_pixels<Words::kPixels, Finish>(tile, 0, end - rest, out);
-    switch (rest) {
-        case 1:
-            return count_pixels<1, Finish>(tile, end - rest, end, out);
-        case 2:
-            return count_pixels<2, Finish>(tile, end - rest, end, out);
-        case 3:
-            return count_pixels<3, Finish>(tile, end - rest, end, out);
-        case 4:
-            return count_pixels<4, Finish>(tile, end - rest, end, out);
-        case 5:
-            return count_pixels<5, Finish>(tile, end - rest, end, out);
-        default:
-            return;
-    }
+    if (tile.halves == 1)
+        count_halves<Finish, 1>(tile, out);
+    else
+        count_halves<Finish, 2>(tile, out);
 }
 
 // Sums a few pixels at a time into the tile's buffer and finishes them from there.
