@@ -33,10 +33,10 @@ class Twin:
     threads: int
 
     def calibration(self) -> Iterator[np.ndarray[Any, Any]]:
-        """Pictures like those that are measured, one a batch."""
+        """Pictures like those that are measured, in batches as large."""
         generator = torch.Generator().manual_seed(0)
-        for _ in range(CALIBRATION_PICTURES):
-            yield torch.randn((1, *self.x.shape[1:]), generator=generator).numpy()
+        for _ in range(max(1, CALIBRATION_PICTURES // len(self.x))):
+            yield torch.randn(self.x.shape, generator=generator).numpy()
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,7 @@ def _onnx(twin: Twin) -> Path:
     path = twin.folder / "twin.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the legacy exporter says so; the new one needs one more package
-        axes = {"x": {0: "n"}, "y": {0: "n"}}
-        torch.onnx.export(
-            twin.network, (twin.x,), str(path), input_names=["x"], output_names=["y"], dynamic_axes=axes, dynamo=False
-        )
+        torch.onnx.export(twin.network, (twin.x,), str(path), input_names=["x"], output_names=["y"], dynamo=False)
     return path
 
 
@@ -109,7 +106,7 @@ def onnxruntime_int8(twin: Twin) -> Run:
 
     logging.getLogger().setLevel(logging.ERROR)
     prepared, quantized = twin.folder / "prepared.onnx", twin.folder / "int8.onnx"
-    quant_pre_process(str(_onnx(twin)), str(prepared))
+    quant_pre_process(str(_onnx(twin)), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(quantized),
@@ -151,7 +148,7 @@ def openvino_int8(twin: Twin) -> Run:
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     model = nncf.quantize(
-        _openvino_model(twin), nncf.Dataset(list(twin.calibration())), subset_size=CALIBRATION_PICTURES
+        _openvino_model(twin), nncf.Dataset(list(twin.calibration())), subset_size=len(list(twin.calibration()))
     )
     return _openvino(twin, model, "f32")
 
