@@ -85,7 +85,7 @@ int tile_pixels() { return between(1, kTilePixels); }
 // An arena with two maps of floats to read and write, a scale a pixel, and a map of bits; and stages over them.
 struct Finishing {
     int channels, padded;
-    int64_t words_a_pixel;
+    int64_t pixel_bytes, used_bytes;   // of the bits, which may begin within a word
     int64_t add, store, scales, bits;  // offsets, bytes
     std::vector<char> arena;
     std::vector<int32_t> out_pixel;
@@ -98,18 +98,21 @@ struct Finishing {
         const int last = maybe() ? 0 : between(1, 90);  // channels behind the tile's own
         channels = first + (last != 0 ? lanes + last : between(lanes - kLanes + 1, lanes));
         padded = (channels + kLanes - 1) / kLanes * kLanes;
-        words_a_pixel = (channels + 63) / 64 + between(0, 1);
+        const int64_t before = 2 * between(0, 3), whole = (8 * before + channels + 63) / 64 * 8;
+        used_bytes = whole - before;
+        pixel_bytes = whole + 8 * between(0, 1);
         const int64_t map = int64_t{kArenaPixels} * padded * 4;
         add = 0;
         store = map;
         scales = 2 * map;
-        bits = scales + kArenaPixels * 4;
-        arena.resize(static_cast<size_t>(bits + kArenaPixels * words_a_pixel * 8));
-        for (int64_t at = 0; at < bits; at += 4) {
+        const int64_t words = scales + kArenaPixels * 4;
+        bits = words + before;
+        arena.resize(static_cast<size_t>(words + kArenaPixels * pixel_bytes));
+        for (int64_t at = 0; at < words; at += 4) {
             const float x = value();
             std::memcpy(arena.data() + at, &x, sizeof x);
         }
-        for (size_t at = static_cast<size_t>(bits); at < arena.size(); ++at) arena[at] = any<char>();
+        for (size_t at = static_cast<size_t>(words); at < arena.size(); ++at) arena[at] = any<char>();
         out_pixel.resize(kArenaPixels);
         for (int p = 0; p < kArenaPixels; ++p) out_pixel[static_cast<size_t>(p)] = p;
         std::shuffle(out_pixel.begin(), out_pixel.end(), engine);
@@ -140,7 +143,8 @@ struct Finishing {
                       : kind == StageKind::kStore ? store
                       : kind == StageKind::kBits  ? bits
                                                   : scales;
-        made.stride = kind == StageKind::kBits ? words_a_pixel * 8 : padded;
+        made.stride = kind == StageKind::kBits ? pixel_bytes : padded;
+        made.bytes = static_cast<int>(used_bytes);
         return made;
     }
 
@@ -178,7 +182,7 @@ struct Finishing {
                     const float compared = std::signbit(stage.sign[channel]) ? -x : x;
                     put_bit(in, pixel, channel, channel < channels && compared >= own);
                     if (channel + 1 == padded)
-                        for (int64_t rest = padded; rest < words_a_pixel * 64; ++rest) put_bit(in, pixel, rest, false);
+                        for (int64_t rest = padded; rest < used_bytes * 8; ++rest) put_bit(in, pixel, rest, false);
                     break;
                 }
             }
@@ -186,17 +190,17 @@ struct Finishing {
     }
 
     void put_bit(std::vector<char>& in, int pixel, int64_t channel, bool bit) const {
-        char& byte = in[static_cast<size_t>(bits + pixel * words_a_pixel * 8 + channel / 8)];
+        char& byte = in[static_cast<size_t>(bits + pixel * pixel_bytes + channel / 8)];
         const int mask = 1 << (channel % 8);
         byte = static_cast<char>(bit ? byte | mask : byte & ~mask);
     }
 
     void compare(std::vector<char>& wanted) {
-        for (int64_t i = 0; i < bits / 4; ++i) {
+        for (int64_t i = 0; i < (scales + kArenaPixels * 4) / 4; ++i) {
             const float found = floats(arena, 0)[i], right = floats(wanted, 0)[i];
             expect(found == right, "a float of the arena", static_cast<int>(i), -1, found, right);
         }
-        for (size_t i = static_cast<size_t>(bits); i < arena.size(); ++i)
+        for (size_t i = static_cast<size_t>(scales + kArenaPixels * 4); i < arena.size(); ++i)
             expect(arena[i] == wanted[i], "a byte of the bits", static_cast<int>(i), -1, arena[i], wanted[i]);
     }
 };
@@ -236,11 +240,12 @@ void test_binary(const Kernels& kernels) {
     RandomWindow random(finished ? between(1, kArenaPixels) : tile_pixels(), 1);
     const Window& window = random.window;
     const int lanes = some_lanes();
-    const WeightStrides strides(window, 2 * lanes);
+    const int halves = between(1, 2);
+    const WeightStrides strides(window, halves * lanes);
     const auto input = filled<uint64_t>(random.reach, any<uint64_t>);
     const auto weight = filled<uint32_t>(strides.size, any<uint32_t>);
     auto counts = untouched<int32_t>();
-    const BinaryTile tile{window, input.data(), weight.data(), strides.row, strides.col, lanes, counts.data()};
+    const BinaryTile tile{window, input.data(), weight.data(), strides.row, strides.col, halves, lanes, counts.data()};
     const auto differing = [&](int p, int lane) {
         int count = 0;
         for (int row = 0; row < window.rows; ++row)
@@ -248,8 +253,10 @@ void test_binary(const Kernels& kernels) {
                 for (int64_t i = 0; i < window.run; ++i) {
                     const uint64_t x = input[static_cast<size_t>(random.offsets[static_cast<size_t>(p)] +
                                                                  row * window.in_row + col * window.in_col + i)];
-                    const uint32_t* w = weight.data() + row * strides.row + col * strides.col + i * 2 * lanes + lane;
-                    count += __builtin_popcountll(x ^ (w[0] | static_cast<uint64_t>(w[lanes]) << 32));
+                    const uint32_t* w =
+                        weight.data() + row * strides.row + col * strides.col + i * halves * lanes + lane;
+                    count += __builtin_popcount(static_cast<uint32_t>(x) ^ w[0]);
+                    if (halves == 2) count += __builtin_popcount(static_cast<uint32_t>(x >> 32) ^ w[lanes]);
                 }
         return count;
     };
