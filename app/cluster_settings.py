@@ -39,9 +39,9 @@ class ClusterSettings(BaseSettings):
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Time from a request's headers to its answer, after which its proxy answers 408."""
 
-    max_surge_percent: Annotated[int, Field(ge=0, le=100)] = 25
-    """Replicas that a rolling restart may start beyond the wanted number, before it stops any; they need free CPUs.
-    With 0, old ones are stopped first."""
+    max_surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Replicas that a rolling restart starts beyond the wanted number before it stops old ones; it waits for free CPUs.
+    With 0 it stops a fifth of the old ones first, which a single replica does not survive without a gap."""
 
     @field_validator("max_replicas")
     @classmethod

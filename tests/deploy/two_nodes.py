@@ -159,12 +159,12 @@ class Deployment:
     def add_node(self) -> None:
         self.second = self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=SECOND_ADDRESS)
 
-    def deploy(self, models: int) -> None:
+    def deploy(self, models: int, **changed: object) -> None:
         """deploy/ray/serve.yaml with this cluster's ports and limits, by the command that the file names."""
         config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
         config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         (application,) = config["applications"]
-        application["args"] |= OPTIONS | {"settings": {**SETTINGS, "models": [str(self.zoo)]}}
+        application["args"] |= OPTIONS | {"settings": {**SETTINGS, **changed, "models": [str(self.zoo)]}}
         (deployment,) = application["deployments"]
         deployment["user_config"] = {"models": models}
         path = self.folder / "serve.yaml"
@@ -281,6 +281,21 @@ def try_new_models(at: Deployment) -> None:
     say("no request failed, no replica was restarted")
 
 
+def try_a_changed_setting(at: Deployment) -> None:
+    step("a changed setting, which takes new replicas")
+    before = set(at.replicas())
+    with Load(at.port, 4) as load:
+        begun = time.monotonic()
+        at.deploy(models=2, log_level="warning")
+        wait_for(lambda: at.running >= 2 and not before & set(at.replicas()), "only new replicas")
+        seconds = time.monotonic() - begun
+        time.sleep(2)
+    say(
+        f"{len(before)} replicas have made room for new ones {seconds:.0f} s after `serve deploy`; {shown(load.counts)}"
+    )
+    assert set(load.counts) == {200}
+
+
 def try_a_lost_node(at: Deployment) -> None:
     step("one node is killed under load")
     with Load(at.port, 6) as here, Load(at.second_port, 2) as there:
@@ -381,6 +396,7 @@ def main() -> int:
                 try_backpressure,
                 try_autoscaling,
                 try_new_models,
+                try_a_changed_setting,
                 try_a_lost_node,
                 try_a_new_node,
                 try_the_command,
