@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from models.drawing import COLOURS, side_of
 from models.pose import COCO, LSP
-from tests.helpers.training import Raw, with_model
+from tests.helpers.training import Raw, recipe_of, with_model
 from training import optimizer
 from training import train as training
 from training.checkpoints import Checkpoints
@@ -149,6 +149,21 @@ def test_the_sheet_shows_points_where_they_were_found(lspet_root: Path) -> None:
                 (int(GAP_PX + column * (tile + GAP_PX) + x), int(TITLE_PX + row * (tile + GAP_PX) + y))
             )
             assert np.abs(np.subtract(found, COLOURS[side_of(name)])).max() < 80, (person, name)
+
+
+def test_two_stages_and_a_teacher_of_heatmaps(lspet_root: Path, tmp_path: Path) -> None:
+    """The real twin teaches binary activations, then the binary network starts where those ended."""
+    raw = {**RAW, "training": {**RAW["training"], "epochs": 1}}
+    teacher = training.train(recipe_of(with_model(raw, real=True)), data_root=lspet_root, output=tmp_path / "twin").last
+    from_twin = {"teacher": str(teacher), "start_from": str(teacher)}
+    first = recipe_of(with_model(raw, binarize="activations"), **from_twin)
+    stage = training.train(first, data_root=lspet_root, output=tmp_path / "first").last
+    second = recipe_of(raw, teacher=str(teacher), start_from=str(stage), learning_rate=1e-9)
+    last = training.train(second, data_root=lspet_root, output=tmp_path / "second").last
+    ours, theirs = weights(last), weights(stage)
+    assert not any("teacher" in name for name in ours)
+    for name in ("network.heads.0.weight", "network.stem.0.weight"):
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
 
 
 def test_another_skeleton_is_refused(run: training.Outcome, coco_root: Path) -> None:
