@@ -43,6 +43,7 @@ def write_zoo(root: Path) -> None:
     for version in (1, 2):
         packed.write_random(root / "random" / str(version) / "model.safetensors", seed=version)
     packed.write_colour(root / "colour" / "1" / "model.safetensors")
+    packed.write_dots(root / "dots" / "1" / "model.safetensors")
 
 
 def message(case: Case) -> bytes:
