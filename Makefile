@@ -2,6 +2,7 @@
 #
 #   make serve            build what is needed (no torch) and serve on http://127.0.0.1:8000 (HOST=..., PORT=...)
 #   make test             set up everything for development and run all tests
+#   make sanitize         run the engine's tests with AddressSanitizer and UBSan, in a build of its own (needs g++)
 #   make lint             ruff, mypy --strict, clang-format
 #   make format           let ruff and clang-format rewrite the sources
 #   make docs             write the tables of settings in docs/operations.md anew
@@ -21,6 +22,7 @@ PORT ?= 8000
 SHELL := /bin/bash
 
 VENV := .venv
+SANITIZED := build/sanitize
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENGINE := $(wildcard models/xnor/src/*.h models/xnor/src/*.cpp)
@@ -35,7 +37,7 @@ HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$nam
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format docs chaos image-test ray-test clean
+.PHONY: serve test lint format docs chaos image-test ray-test sanitize clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -43,6 +45,15 @@ serve: $(VENV)/.serving
 
 test: $(VENV)/.development
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A sanitizer's report goes to the real stderr, hence pytest's --capture=sys.
+sanitize: $(SANITIZED)/.built
+	$(SANITIZED)/engine/kernels_test
+	library() { "$${CXX:-c++}" -print-file-name="$$1"; }; \
+	LD_PRELOAD="$$(library libasan.so):$$(library libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	$(SANITIZED)/venv/bin/python -m pytest --capture=sys --ignore tests/models/xnor/test_native_kernels.py \
+		tests/models/xnor tests/models/packing/test_file.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
@@ -93,3 +104,14 @@ $(VENV)/.development: $(BUILD_INPUTS) | $(BIN)/python
 	@echo "Installing Signet with everything for development into $(VENV) (several minutes) ..."
 	@$(PIP) install --quiet --editable '.[dev]'
 	@touch $(VENV)/.serving $@
+
+# The engine alone, in an environment that finds all else in $(VENV): its own site comes first.
+$(SANITIZED)/.built: $(BUILD_INPUTS) $(NATIVE_TESTS) | $(VENV)/.development
+	@echo "Building the engine with sanitizers into $(SANITIZED) (a few minutes) ..."
+	@rm -rf $(SANITIZED)/venv
+	@$(BIN)/python -m venv --without-pip $(SANITIZED)/venv
+	@$(PIP) --python $(SANITIZED)/venv/bin/python install --quiet --no-deps --editable . \
+		-C build-dir=$(SANITIZED)/engine -C cmake.define.SIGNET_SANITIZE=ON
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$site" > "$$($(SANITIZED)/venv/bin/python -c "$$site")/development.pth"
+	@touch $@
