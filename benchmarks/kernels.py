@@ -78,7 +78,7 @@ def measure(isas: list[str], rounds: int) -> list[dict[str, Any]]:
 def measure_peers(rounds: int) -> list[dict[str, float]]:
     """Of each shape, the median milliseconds of every peer's call."""
     import torch
-    from peers import PEERS, Twin
+    from runtimes import PEERS, Twin
 
     torch.set_num_threads(1)
     found = []

@@ -1,7 +1,7 @@
 """What the latency benchmarks share: packed networks and their real-valued twin, run in turns in one process.
 
 Ours is the binary network packed to one bit a weight, from uint8 pixels to its outputs, with stem, 1x1 convolutions and
-head of float32 and of 8 bits. The others (peers.py) run the real-valued twin (the same shape with real weights and
+head of float32 and of 8 bits. The others (runtimes.py) run the real-valued twin (the same shape with real weights and
 activations) from normalised float32 pixels, where they are installed. Every round runs each contender five times in a
 row, as a service that has one model would, and notes the median; the figure is the median over rounds, beside it the
 least of all calls (what a busy machine hides). Weights are random; they do not change the time.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe
-from peers import PEERS, Run, Twin
+from runtimes import PEERS, Run, Twin
 from torch import nn
 
 from models.packing.file import InputSpec

@@ -1,6 +1,6 @@
 """Pictures answered by a server: several in a request, several requests in flight.
 
-Small pictures in requests of eight got two to three times as many answers a second as alone (200 photographs of
+Small pictures in requests of eight got about twice as many answers a second as alone (200 photographs of
 500 x 375 px, client and server on the same two busy cores): what a request costs is shared by its pictures.
 """
 

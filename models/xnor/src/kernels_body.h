@@ -454,7 +454,8 @@ void dot(const DotTile& tile, const FinishTile* out) {
     finish_in_parts(tile, *out, [](const DotTile& part) { dot_tile<false>(part, nullptr); });
 }
 
-// Rounds half to even. Where the largest value is 0 or not a number, every byte is 128 and the scale 0.
+// Rounds half to even. Where the largest value is 0 or infinite, every byte is 128 and the scale 0. What is not a
+// number gets some byte.
 void quantize(const QuantizeTile& tile) {
     for (int p = 0; p < tile.pixels; ++p) {
         const float* from = tile.input + p * tile.stride;
