@@ -25,72 +25,90 @@ XNOR_INLINE inline void repeat(const F& f) {
 
 // ---- from sums to values ----------------------------------------------------------------------------------
 
-// Takes 16 channels of P pixels through all stages; they stay in registers from one to the next.
-template <int P>
+// Takes NV x 16 channels of P pixels, x[p * NV + v], through all stages; they stay in registers from one to the next.
+template <int P, int NV>
 XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pixel, int channel,
-                                   Floats::Vector (&x)[P]) {
+                                   Floats::Vector (&x)[P * NV]) {
     const Stage* const end = tile.stages + tile.stage_count;
     char* const arena = tile.arena;
     for (const Stage* stage = tile.stages; stage != end; ++stage) {
+        const float* const parameters = stage->channel + channel;
         switch (stage->kind) {
-            case StageKind::kScale: {
-                const Floats::Vector scale = Floats::load(stage->channel + channel);
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::multiply(x[p], scale); });
+            case StageKind::kScale:
+                repeat<NV>([&](auto v) XNOR_INLINE {
+                    const Floats::Vector scale = Floats::load(parameters + v * kLanes);
+                    repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
+                });
                 break;
-            }
-            case StageKind::kShift: {
-                const Floats::Vector shift = Floats::load(stage->channel + channel);
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::add(x[p], shift); });
+            case StageKind::kShift:
+                repeat<NV>([&](auto v) XNOR_INLINE {
+                    const Floats::Vector shift = Floats::load(parameters + v * kLanes);
+                    repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::add(x[p * NV + v], shift); });
+                });
                 break;
-            }
             case StageKind::kPixelScale:
                 repeat<P>([&](auto p) XNOR_INLINE {
-                    x[p] = Floats::multiply(x[p], Floats::set1(stage->channel[out_pixel[p]]));
+                    const Floats::Vector scale = Floats::set1(stage->channel[out_pixel[p]]);
+                    repeat<NV>([&](auto v) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
                 });
                 break;
             case StageKind::kPixelScaleAt: {
                 const float* scales = reinterpret_cast<const float*>(arena + stage->offset);
-                repeat<P>([&](auto p)
-                              XNOR_INLINE { x[p] = Floats::multiply(x[p], Floats::set1(scales[out_pixel[p]])); });
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    const Floats::Vector scale = Floats::set1(scales[out_pixel[p]]);
+                    repeat<NV>([&](auto v) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
+                });
                 break;
             }
-            case StageKind::kPrelu: {
-                const Floats::Vector slope = Floats::load(stage->channel + channel);
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::prelu(x[p], slope); });
+            case StageKind::kPrelu:
+                repeat<NV>([&](auto v) XNOR_INLINE {
+                    const Floats::Vector slope = Floats::load(parameters + v * kLanes);
+                    repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::prelu(x[p * NV + v], slope); });
+                });
                 break;
-            }
             case StageKind::kRelu:
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::max(Floats::set1(0), x[p]); });
+                repeat<P * NV>([&](auto i) XNOR_INLINE { x[i] = Floats::max(Floats::set1(0), x[i]); });
                 break;
             case StageKind::kAdd: {
                 const float* from = reinterpret_cast<const float*>(arena + stage->offset) + channel;
                 const int64_t stride = stage->stride;
-                repeat<P>([&](auto p)
-                              XNOR_INLINE { x[p] = Floats::add(x[p], Floats::load(from + out_pixel[p] * stride)); });
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    const float* pixel = from + out_pixel[p] * stride;
+                    repeat<NV>([&](auto v) XNOR_INLINE {
+                        x[p * NV + v] = Floats::add(x[p * NV + v], Floats::load(pixel + v * kLanes));
+                    });
+                });
                 break;
             }
             case StageKind::kStore: {
                 float* to = reinterpret_cast<float*>(arena + stage->offset) + channel;
                 const int64_t stride = stage->stride;
-                repeat<P>([&](auto p) XNOR_INLINE { Floats::store(to + out_pixel[p] * stride, x[p]); });
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    float* pixel = to + out_pixel[p] * stride;
+                    repeat<NV>([&](auto v) XNOR_INLINE { Floats::store(pixel + v * kLanes, x[p * NV + v]); });
+                });
                 break;
             }
             case StageKind::kBits: {
-                const Floats::Vector threshold = Floats::load(stage->channel + channel);
-                const Floats::Vector sign = Floats::load(stage->sign + channel);
-                const int left = stage->channels - channel;
-                const uint32_t valid = left >= kLanes ? 0xffffu : (1u << left) - 1;
                 char* to = arena + stage->offset + channel / 8;
                 const int64_t stride = stage->stride;
-                repeat<P>([&](auto p) XNOR_INLINE {
-                    const uint32_t bits = Floats::at_least(Floats::flip_sign(x[p], sign), threshold) & valid;
-                    const uint16_t half_word = static_cast<uint16_t>(bits);
-                    __builtin_memcpy(to + out_pixel[p] * stride, &half_word, sizeof half_word);
+                const int left = stage->channels - channel;
+                repeat<NV>([&](auto v) XNOR_INLINE {
+                    const Floats::Vector threshold = Floats::load(parameters + v * kLanes);
+                    const Floats::Vector sign = Floats::load(stage->sign + channel + v * kLanes);
+                    const int more = left - v * kLanes;
+                    const uint32_t valid = more >= kLanes ? 0xffffu : (1u << more) - 1;
+                    repeat<P>([&](auto p) XNOR_INLINE {
+                        const uint32_t bits =
+                            Floats::at_least(Floats::flip_sign(x[p * NV + v], sign), threshold) & valid;
+                        const uint16_t half_word = static_cast<uint16_t>(bits);
+                        __builtin_memcpy(to + out_pixel[p] * stride + v * 2, &half_word, sizeof half_word);
+                    });
                 });
                 // The last vector of a pixel also clears the unused part of the last word.
-                if (left <= kLanes) {
+                if (left <= NV * kLanes) {
                     const int tail = stage->bytes - channel / 8;
-                    for (int i = 2; i < tail; i += 2)
+                    for (int i = 2 * NV; i < tail; i += 2)
                         for (int p = 0; p < P; ++p) __builtin_memset(to + out_pixel[p] * stride + i, 0, 2);
                 }
                 break;
@@ -117,7 +135,7 @@ __attribute__((noinline)) void finish_pixels(const FinishTile& tile) {
             const float* floats = tile.floats + lane;
             repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::load(floats + tile.float_offset[p]); });
         }
-        run_stages<P>(tile, tile.out_pixel, tile.channel + lane, x);
+        run_stages<P, 1>(tile, tile.out_pixel, tile.channel + lane, x);
     }
 }
 
@@ -199,11 +217,14 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
             repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
         if constexpr (Finish) {
             const Floats::Vector total = Floats::set1(out->total);
-            repeat<NV * Words::kLanes / kLanes>([&](auto v) XNOR_INLINE {
-                Floats::Vector x[P];
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::minus_twice(total, W::counts(sums + p * NV, v)); });
-                run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
+            constexpr int kGroups = NV * Words::kLanes / kLanes;
+            Floats::Vector x[P * kGroups];
+            repeat<P>([&](auto p) XNOR_INLINE {
+                repeat<kGroups>([&](auto v) XNOR_INLINE {
+                    x[p * kGroups + v] = Floats::minus_twice(total, W::counts(sums + p * NV, v));
+                });
             });
+            run_stages<P, kGroups>(*out, out->out_pixel + first_pixel, out->channel + first_lane, x);
         } else {
             repeat<P>([&](auto p) XNOR_INLINE {
                 int32_t* to = tile.counts + (first_pixel + p) * kTileLanes + first_lane;
@@ -403,11 +424,9 @@ __attribute__((noinline)) void dot_block(const DotTile& tile, int begin, int end
             }
         }
         if constexpr (Finish) {
-            repeat<NV>([&](auto v) XNOR_INLINE {
-                Floats::Vector x[P];
-                repeat<P>([&](auto p) XNOR_INLINE { x[p] = Floats::from_counts(sums[p * NV + v]); });
-                run_stages<P>(*out, out->out_pixel + first_pixel, out->channel + first_lane + v * kLanes, x);
-            });
+            Floats::Vector x[P * NV];
+            repeat<P * NV>([&](auto i) XNOR_INLINE { x[i] = Floats::from_counts(sums[i]); });
+            run_stages<P, NV>(*out, out->out_pixel + first_pixel, out->channel + first_lane, x);
         } else {
             repeat<P>([&](auto p) XNOR_INLINE {
                 int32_t* to = tile.sums + (first_pixel + p) * kTileLanes + first_lane;
