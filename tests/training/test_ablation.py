@@ -248,8 +248,9 @@ def test_flipped_and_dead_shares_against_a_count_by_hand() -> None:
     weights = dict(latent_weights(module.network))
     total = sum(weight.numel() for weight in weights.values())
     first, *_, last = weights.values()  # a plain latent's W is the parameter itself
-    first[0, 0] *= -1  # 9 signs, and 3 more
-    last[1, 0, 0] = -torch.sign(last[1, 0, 0]) * torch.tensor([1.0, 2.0, 0.999])
+    with torch.no_grad():
+        first[0, 0] *= -1  # 9 signs, and 3 more
+        last[1, 0, 0] = -torch.sign(last[1, 0, 0]) * torch.tensor([1.0, 2.0, 0.999])
     callback.on_train_epoch_end(None, module)  # type: ignore[arg-type]
     assert module.logged == pytest.approx({"flipped_share": 100 * 12 / total, "dead_share": 100 * 2 / total})
     callback.on_train_epoch_end(None, module)  # type: ignore[arg-type]
