@@ -30,7 +30,7 @@ from training.pose.data import PeopleData
 from training.pose.data import load as load_people
 from training.pose.module import PoseEstimator
 from training.pose.people import PoseDataset
-from training.recipe import Recipe
+from training.recipe import Recipe, check_recipe
 from training.reporting import Reporter
 from training.signs import SignStatistics
 
@@ -203,10 +203,13 @@ def _resume_from(resume: str | None, folder: Path) -> Path | None:
 
 def _check_same_run(checkpoint: Path, recipe: Recipe) -> None:
     """Raise TrainingError unless the checkpoint's weights and optimiser fit the recipe."""
-    before, now = load_checkpoint(checkpoint)["hyper_parameters"]["recipe"], recipe.plain()
+    # A field that the checkpoint's recipe does not know yet has its default.
+    source = f"{checkpoint}: hyper_parameters.recipe"
+    before = check_recipe(load_checkpoint(checkpoint)["hyper_parameters"]["recipe"], source).plain()
+    now = recipe.plain()
     fixed = ("accumulate", "batch_size", "optimizer")
-    pairs = [("model", before.get("model"), now["model"])]
-    pairs += [(f"training.{name}", before.get("training", {}).get(name), now["training"][name]) for name in fixed]
+    pairs = [("model", before["model"], now["model"])]
+    pairs += [(f"training.{name}", before["training"][name], now["training"][name]) for name in fixed]
     for field, old, new in pairs:
         if old != new:
             field, old, new = _difference(field, old, new)
