@@ -32,7 +32,7 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
     const Stage* const end = tile.stages + tile.stage_count;
     char* const arena = tile.arena;
     for (const Stage* stage = tile.stages; stage != end; ++stage) {
-        const float* const parameters = stage->channel + channel;
+        const float* const parameters = stage->channel ? stage->channel + channel : nullptr;
         switch (stage->kind) {
             case StageKind::kScale:
                 repeat<NV>([&](auto v) XNOR_INLINE {

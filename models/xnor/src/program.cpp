@@ -429,7 +429,6 @@ private:
             tile.sums = sums;
             out.channel = cut_.first_channel[b];
             out.lanes = round_up(cut_.channels[b], kLanes);
-            tile.lanes = block.lanes;
             kernels_.dot(tile, &out);
         }
     }
