@@ -15,6 +15,7 @@ from app.api.routes import classify, docs, models, operations, page, pose, v2
 from app.engine import available_cpus, loader
 from app.errors import Problem
 from app.fleet import Fleet
+from app.gate import Gate
 from app.keys import Keys, read_keys
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics, program_version
@@ -78,10 +79,10 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
     )
     app.state.settings, app.state.lifecycle = settings, lifecycle
     app.state.service, app.state.fleet = service, fleet
-    app.state.keys = Keys(
+    keys = Keys(
         read_keys(settings.api_keys, settings.api_keys_file), read_keys(settings.admin_keys, settings.admin_keys_file)
     )
-    app.state.rates = shared.rates if shared else RateLimit.of(settings)
+    app.state.gate = Gate(keys, shared.rates if shared else RateLimit.of(settings))
     for exception in problems.HANDLED:
         app.add_exception_handler(exception, problems.handle)
     # The last one added is the outermost.

@@ -14,7 +14,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import problems
+from app import access, problems
 from app.errors import Problem, ServiceError
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
@@ -40,8 +40,6 @@ TRUNCATED = "signet.truncated"
 
 LINGER_S = 1.0
 LINGER_BYTES = 64 << 20
-
-access = logging.getLogger("signet.access")
 
 
 def _route(scope: Scope) -> str:
@@ -90,27 +88,15 @@ class Observe:
             self._record(scope, trace, status)
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
-        route, seconds = _route(scope), trace.elapsed
-        self.metrics.requests.labels(route, trace.model, str(status)).inc()
-        self.metrics.request_seconds.labels(route).observe(seconds)
-        for stage, spent in trace.stages.items():
-            self.metrics.stage_seconds.labels(stage).observe(spent)
-        if trace.problem is not None:
-            self.metrics.rejected.labels(trace.problem).inc()
-        client = scope.get("client")
-        access.log(
-            logging.DEBUG if route in ALWAYS_ANSWERED and status < 400 else logging.INFO,
-            "request",
-            extra={
-                "request_id": trace.request_id,
-                "method": scope["method"],
-                "route": route,
-                "status": status,
-                "duration_ms": round(seconds * 1000, 2),
-                "client": client[0] if client else None,
-                **({"model": trace.model, "version": trace.version} if trace.model else {}),
-                **({"problem": trace.problem} if trace.problem else {}),
-            },
+        route, client = _route(scope), scope.get("client")
+        access.record(
+            self.metrics,
+            trace,
+            method=scope["method"],
+            route=route,
+            status=status,
+            client=client[0] if client else None,
+            level=logging.DEBUG if route in ALWAYS_ANSWERED and status < 400 else logging.INFO,
         )
 
 

@@ -13,7 +13,7 @@ import binascii
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, TypeVar
@@ -133,10 +133,21 @@ def parse_call(body: bytes, header_length: str | None, file: PackedFile, max_ima
         request.inputs[0].parameters["binary_data_size"] = len(body)
     else:
         request = parse_json(body[:length], InferRequest)
+    return read_call(request, lambda tensor: _raw(tensor, memoryview(body)[length:]), file, max_images)
+
+
+def read_call(
+    request: InferRequest, raw: Callable[[InputTensor], memoryview | None], file: PackedFile, max_images: int
+) -> InferCall:
+    """Check a request against a model, whichever protocol it came by.
+
+    `raw` gives a tensor's bytes, None where the tensor has data; elements of BYTES data are base64, or bytes as they
+    are. Raises ServiceError BAD_TENSOR, EMPTY_BATCH or BATCH_TOO_LARGE.
+    """
     wanted = _wanted(request, file)
     (tensor,) = _named(request.inputs, {INPUT}, "input", required=True)
-    raw = _raw(tensor, memoryview(body)[length:])
-    return InferCall(_images(tensor, raw, spec, max_images), wanted, request.id)
+    spec = input_spec(file.header.input)
+    return InferCall(_images(tensor, raw(tensor), spec, max_images), wanted, request.id)
 
 
 def parse_json(data: bytes, model: type[M]) -> M:
@@ -289,6 +300,8 @@ def _encoded_json(tensor: InputTensor) -> list[bytes]:
 
 
 def _encoded(name: str, element: object) -> bytes:
+    if isinstance(element, bytes):
+        return element
     if not isinstance(element, str):
         raise _bad(name, "BYTES data in JSON have to be strings: pictures in base64")
     try:
@@ -303,13 +316,10 @@ def encode_answer(
     """The body of an answer, and the length of its JSON where tensors follow it."""
     described: list[dict[str, Any]] = []
     raw: list[bytes] = []
-    for wanted in call.wanted:
-        values = outputs[wanted.name]
-        if wanted.classes:
-            values = classify_rows(values, labels or (), wanted.classes)
-        entry: dict[str, Any] = {"name": wanted.name, "datatype": _datatype(values), "shape": list(values.shape)}
+    for wanted, values in wanted_values(call, outputs, labels):
+        entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype_of(values), "shape": list(values.shape)}
         if wanted.binary:
-            raw.append(_to_bytes(values))
+            raw.append(to_bytes(values))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             entry["data"] = values.ravel().tolist()
@@ -319,6 +329,15 @@ def encode_answer(
         answer["id"] = call.id
     head = json.dumps(answer, separators=(",", ":")).encode()
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
+
+
+def wanted_values(
+    call: InferCall, outputs: Mapping[str, NDArray[Any]], labels: Sequence[str] | None
+) -> Iterator[tuple[Wanted, NDArray[Any]]]:
+    """Each output that is wanted, with its values or the text of its best classes."""
+    for wanted in call.wanted:
+        values = outputs[wanted.name]
+        yield wanted, classify_rows(values, labels or (), wanted.classes) if wanted.classes else values
 
 
 def classify_rows(values: NDArray[np.float32], labels: Sequence[str], classes: int) -> NDArray[np.object_]:
@@ -331,11 +350,13 @@ def classify_rows(values: NDArray[np.float32], labels: Sequence[str], classes: i
     return np.array(rows, dtype=object).reshape(best.shape)
 
 
-def _datatype(values: NDArray[Any]) -> str:
+def datatype_of(values: NDArray[Any]) -> str:
+    """The protocol's name for the type of an output's values."""
     return next((name for name, dtype in _DTYPES.items() if dtype == values.dtype), "BYTES")
 
 
-def _to_bytes(values: NDArray[Any]) -> bytes:
+def to_bytes(values: NDArray[Any]) -> bytes:
+    """An output's values as the binary tensor extension and gRPC carry them."""
     if values.dtype in _DTYPES.values():
         return values.tobytes()
     elements = [text.encode() for text in values.ravel()]

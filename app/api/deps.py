@@ -7,8 +7,8 @@ than the rest of a request.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -20,9 +20,8 @@ from app.api.schemas import ClassifyParameters, ModelChoice, PoseBatchParameters
 from app.bodies import BatchUpload, Upload, inflate, parse, parse_batch
 from app.errors import Problem, ServiceError
 from app.fleet import Fleet
-from app.keys import Keys, Role
+from app.gate import Gate
 from app.lifecycle import Lifecycle
-from app.rates import RateLimit, address_name
 from app.repository import Version
 from app.service import Service
 from app.settings import Settings
@@ -62,41 +61,34 @@ LifecycleDep = Annotated[Lifecycle, Depends(_lifecycle)]
 TraceDep = Annotated[Trace, Depends(_trace)]
 
 
-def _match(request: Request) -> tuple[Role, bytes | None]:
-    keys: Keys = request.app.state.keys
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    given = request.headers.get("x-api-key") or (token.strip() if kind.lower() == "bearer" else None)
-    return keys.match(given)
+def _gate(request: Request) -> Gate:
+    gate: Gate = request.app.state.gate
+    return gate
 
 
-def _refusal(request: Request, problem: Problem, detail: str, retry_after_s: int | None = None) -> ServiceError:
-    """What a request is refused with before its body was read."""
-    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-    return ServiceError(problem, detail, retry_after_s=retry_after_s, close=has_body)
+@contextmanager
+def _before_the_body(request: Request) -> Iterator[None]:
+    """Have the connection closed where the block refuses a request whose body was not read."""
+    try:
+        yield
+    except ServiceError as error:
+        error.close = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+        raise
 
 
 async def require_client(request: Request) -> None:
     """Refuse a request without a key where keys are set, and a client that asks too often.
 
-    Wrong keys count for their address, so that they cannot be tried quickly. Raises ServiceError UNAUTHORIZED or
-    RATE_LIMITED.
+    Raises ServiceError UNAUTHORIZED or RATE_LIMITED.
     """
-    role, key = _match(request)
-    rates: RateLimit | None = request.app.state.rates
-    if rates is not None:
-        wait_s = rates.wait_s(key or address_name(request.client.host if request.client else None))
-        if wait_s:
-            detail = f"Requests come faster than they are accepted; the next one is in {wait_s:.3g} s."
-            raise _refusal(request, Problem.RATE_LIMITED, detail, math.ceil(wait_s))
-    if role < Role.CLIENT:
-        detail = "Send a valid key, as Authorization: Bearer KEY or as X-API-Key: KEY."
-        raise _refusal(request, Problem.UNAUTHORIZED, detail)
+    with _before_the_body(request):
+        _gate(request).require_client(request.headers, request.client.host if request.client else None)
 
 
 async def require_admin(request: Request) -> None:
     """Refuse a request without an admin key. Raises ServiceError FORBIDDEN."""
-    if _match(request)[0] < Role.ADMIN:
-        raise _refusal(request, Problem.FORBIDDEN, "Loading and unloading models takes an admin key.")
+    with _before_the_body(request):
+        _gate(request).require_admin(request.headers)
 
 
 async def _body(request: Request, settings: SettingsDep) -> bytes:

@@ -8,41 +8,29 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app import metrics
+from app.api import answers_v2
 from app.api.deps import BodyDep, FleetDep, LifecycleDep, ServiceDep, TraceDep, require_admin, while_connected
 from app.api.documentation import INFER, problems
 from app.api.routes import operations
 from app.api.schemas_v2 import (
-    BatchStats,
-    ConfigInput,
-    ConfigOutput,
-    DurationOut,
     IndexEntry,
     IndexRequest,
     InferAnswer,
-    InferStats,
     LoadRequest,
     ModelConfig,
     ModelMetadata,
     ModelReady,
-    ModelStatsOut,
     ServerLive,
     ServerMetadata,
     ServerReady,
     StatsAnswer,
-    StringValue,
-    TensorMetadata,
 )
 from app.bodies import accepted_encoding, deflate
 from app.errors import Problem, ServiceError
-from app.repository import State, Version
-from app.statistics import Duration, Statistics
-from app.tensors import encode_answer, input_spec, output_specs, parse_call, parse_json
+from app.repository import Version
+from app.tensors import encode_answer, parse_call, parse_json
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
-PLATFORM = "signet"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-ENCODED_PICTURES = "The input also takes BYTES [N]: encoded JPEG, PNG or WebP pictures, resized as the model wants."
 COMPRESSED_FROM_BYTES = 1024
 """Smaller answers go as they are: compressing them costs more than it saves."""
 
@@ -87,7 +75,7 @@ def of_model(method: str, path: str, **options: Any) -> Callable[[Endpoint], End
 @router.get("", summary="Describe the server", responses=problems())
 async def server_metadata() -> ServerMetadata:
     """Name, version and the extensions that are implemented."""
-    return ServerMetadata(name="signet", version=metrics.program_version(), extensions=EXTENSIONS)
+    return answers_v2.server_metadata("binary_tensor_data")
 
 
 @health.get("/live", summary="Is the server alive?")
@@ -106,8 +94,7 @@ async def server_ready(service: ServiceDep, lifecycle: LifecycleDep) -> ServerRe
 @router.get("/models/stats", summary="Statistics of all models", responses=problems())
 async def all_statistics(service: ServiceDep, fleet: FleetDep) -> StatsAnswer:
     """What every version has answered, by whatever route."""
-    statistics = await fleet.statistics()
-    return StatsAnswer(model_stats=[_stats(statistics, version) for version in service.repository])
+    return answers_v2.stats(await fleet.statistics(), service.repository)
 
 
 @router.post(
@@ -116,17 +103,7 @@ async def all_statistics(service: ServiceDep, fleet: FleetDep) -> StatsAnswer:
 async def repository_index(body: BodyDep, service: ServiceDep) -> list[IndexEntry]:
     """Every version and whether it can be asked; an empty body will do."""
     only_ready = parse_json(body, IndexRequest).ready if body else False
-    return [_entry(version) for version in service.repository if version.state is State.READY or not only_ready]
-
-
-def _entry(version: Version) -> IndexEntry:
-    ready = version.state is State.READY
-    return IndexEntry(
-        name=version.name,
-        version=str(version.version),
-        state="READY" if ready else "UNAVAILABLE",
-        reason="" if ready else version.error or version.state,
-    )
+    return answers_v2.index(service.repository, only_ready)
 
 
 @router.post(
@@ -153,7 +130,7 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep, fleet: Fleet
         )
         raise ServiceError(Problem.BAD_REQUEST, detail)
     await fleet.load(name)
-    return [_entry(version) for version in service.repository.versions(name)]
+    return answers_v2.index(service.repository.versions(name))
 
 
 @router.post(
@@ -165,26 +142,13 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep, fleet: Fleet
 async def unload_model(name: str, service: ServiceDep, fleet: FleetDep) -> list[IndexEntry]:
     """Answer no further requests with a model until it is loaded again. Needs an admin key."""
     await fleet.unload(name)
-    return [_entry(version) for version in service.repository.versions(name)]
+    return answers_v2.index(service.repository.versions(name))
 
 
 @of_model("GET", "", summary="Describe a model", responses=problems(Problem.UNKNOWN_MODEL, Problem.MODEL_UNAVAILABLE))
 async def model_metadata(version: VersionDep, service: ServiceDep) -> ModelMetadata:
     """The model's input and outputs."""
-    file = version.ready_session().file
-    return ModelMetadata(
-        name=version.name,
-        versions=[str(v.version) for v in service.repository.versions(version.name) if v.state is State.READY],
-        platform=PLATFORM,
-        inputs=[
-            TensorMetadata(name=spec.name, datatype=spec.datatype, shape=[-1, *spec.shape])
-            for spec in [input_spec(file.header.input)]
-        ],
-        outputs=[
-            TensorMetadata(name=spec.name, datatype=spec.datatype, shape=[-1, *spec.shape])
-            for spec in output_specs(file)
-        ],
-    )
+    return answers_v2.model_metadata(version, service)
 
 
 @of_model(
@@ -207,20 +171,7 @@ async def model_ready(version: VersionDep) -> ModelReady:
 )
 async def model_config(version: VersionDep, service: ServiceDep) -> ModelConfig:
     """What clients of Triton read: the batch limit, and the layout of the input."""
-    file = version.ready_session().file
-    pixels = input_spec(file.header.input)
-    return ModelConfig(
-        name=version.name,
-        platform=PLATFORM,
-        backend=PLATFORM,
-        max_batch_size=service.max_batch_images,
-        input=[ConfigInput(name=pixels.name, data_type=f"TYPE_{pixels.datatype}", dims=list(pixels.shape))],
-        output=[
-            ConfigOutput(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=list(spec.shape))
-            for spec in output_specs(file)
-        ],
-        parameters={"encoded_pictures": StringValue(string_value=ENCODED_PICTURES)},
-    )
+    return answers_v2.model_config(version, service)
 
 
 @of_model("GET", "/stats", summary="A model's statistics", responses=problems(Problem.UNKNOWN_MODEL))
@@ -228,8 +179,7 @@ async def model_statistics(version: VersionDep, service: ServiceDep, fleet: Flee
     """What a version, or every version of a model, has answered, by whatever route."""
     one = "version" in request.path_params
     versions = [version] if one else service.repository.versions(version.name)
-    statistics = await fleet.statistics()
-    return StatsAnswer(model_stats=[_stats(statistics, entry) for entry in versions])
+    return answers_v2.stats(await fleet.statistics(), versions)
 
 
 @of_model(
@@ -284,28 +234,3 @@ async def infer(request: Request, body: BodyDep, version: VersionDep, service: S
     else:
         (content, headers), _ = await service.scheduler.decoding.run(encode, math.inf)
     return Response(content, headers=headers)
-
-
-def _stats(statistics: Statistics, version: Version) -> ModelStatsOut:
-    account = statistics.of(version.name, version.version)
-    outcomes: dict[str, Any] = {name: _out(duration) for name, duration in account.outcomes().items()}
-    return ModelStatsOut(
-        name=version.name,
-        version=str(version.version),
-        last_inference=account.last_inference_ms,
-        inference_count=account.images,
-        execution_count=account.runs,
-        inference_stats=InferStats(**outcomes),
-        batch_stats=[
-            BatchStats(
-                batch_size=size,
-                compute_input=_out(stages["compute_input"]),
-                compute_infer=_out(stages["compute_infer"]),
-            )
-            for size, stages in sorted(account.batches.items())
-        ],
-    )
-
-
-def _out(duration: Duration) -> DurationOut:
-    return DurationOut(count=duration.count, ns=duration.ns)
