@@ -124,6 +124,15 @@ def predict(
     jobs: Annotated[
         int | None, typer.Option(min=1, max=256, help="Pictures at once; with --url requests. Default: the CPUs; 4.")
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.001,
+            max=86_400,
+            help="How long the server's answer to a request is awaited; it computes nothing later.  [default: 60]",
+        ),
+    ] = None,
 ) -> None:
     """Answer pictures: offline, exactly as the service would, or through a server.
 
@@ -149,7 +158,9 @@ def predict(
         drawn, out = out, None
     chosen = kind or (Format.JSONL if as_json else None) or (format_of(out) if out else None) or Format.TABLE
     try:
-        with _predictor(url, api_key, model, models, "pose" if pose else None, top_k, box or [], jobs) as predictor:
+        with _predictor(
+            url, api_key, model, models, "pose" if pose else None, top_k, box or [], jobs, timeout
+        ) as predictor:
             if (box or pose) and predictor.task != "pose":
                 _fail(f"{'--box' if box else '--pose'} is for pose models; this one does {predictor.task}.")
             if drawn is not None:
@@ -171,6 +182,7 @@ def _predictor(
     top_k: int,
     box: list[str],
     jobs: int | None,
+    timeout_s: float | None,
 ) -> AbstractContextManager[Predictor]:
     from app.poses import read_boxes
 
@@ -179,15 +191,26 @@ def _predictor(
     except ValueError as error:
         _fail(f"--box: {error}")
     if url is None:
+        if timeout_s is not None:
+            _fail("--timeout is for answers from a server; without --url there is none.")
         from app.predict.local import Local
 
         settings = _settings(models=models)
         return nullcontext(Local.open(settings, model, top_k=top_k, boxes=boxes, jobs=jobs, task=task))
     if models:
         _fail("--models is for answers without a server; with --url the server has its own.")
-    from app.predict.remote import Remote
+    from app.predict.remote import TIMEOUT_S, Remote
 
-    return Remote(url, model, api_key=api_key, top_k=top_k, boxes=boxes, jobs=jobs, task=task)
+    return Remote(
+        url,
+        model,
+        api_key=api_key,
+        top_k=top_k,
+        boxes=boxes,
+        jobs=jobs,
+        task=task,
+        timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+    )
 
 
 @cli.command()

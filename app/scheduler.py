@@ -2,8 +2,8 @@
 
 The event loop only moves bytes. Decoding and inference run in two bounded pools of threads (Pillow, zlib and the engine
 release the GIL), and at most `capacity` images are admitted at once: what comes on top is refused immediately, because
-a queue that grows without bound answers everybody too late. An admitted image that has waited past its deadline is
-dropped before it costs anything, and so is one whose request was cancelled because its client left.
+a queue that grows without bound answers everybody too late. An admitted image that still waits at its deadline is
+dropped then, before it costs anything, and so is one whose request was cancelled because its client left.
 
 A thread that comes free takes the request that has waited longest and, with `max_batch` above 1, the others that wait
 for the same session, up to so many images: they run as one batch. It never waits for more unless a delay is set.
@@ -36,6 +36,19 @@ def _too_late(submitted: float, now: float) -> ServiceError:
     return ServiceError(Problem.DEADLINE, f"The picture waited {waited_ms} ms in the queue and was not processed.")
 
 
+@contextmanager
+def _alarm(deadline: float, ring: Callable[[], None]) -> Iterator[None]:
+    """Have the event loop call `ring` if a `time.monotonic` instant comes within the block."""
+    if deadline == math.inf:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), ring)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Lane:
     """A bounded pool of threads with a deadline for whatever waits before it."""
 
@@ -46,18 +59,35 @@ class Lane:
     async def run(self, work: Callable[[], T], deadline: float) -> tuple[T, float]:
         """Do `work` in a thread: its result, and the seconds it waited for that thread.
 
-        `deadline` is a `time.monotonic` instant; raises ServiceError DEADLINE if the thread came free later. When the
-        caller is cancelled, work that has not begun never begins.
+        `deadline` is a `time.monotonic` instant; raises ServiceError DEADLINE when it passes before a thread came free.
+        When the caller is cancelled, work that has not begun never begins.
         """
         submitted = time.monotonic()
+        waiting = [work]  # the one reference, so that nothing else keeps what is not wanted any more
+        del work
+        late = False
 
         def begin() -> tuple[T, float]:
             now = time.monotonic()
             if now > deadline:
                 raise _too_late(submitted, now)
-            return work(), now - submitted
+            return waiting.pop()(), now - submitted
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, begin)
+        def expire() -> None:
+            nonlocal late
+            late = job.cancel()
+
+        job = self._pool.submit(begin)
+        try:
+            with _alarm(deadline, expire):
+                return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if late and not (task and task.cancelling()):
+                raise _too_late(submitted, time.monotonic()) from None
+            raise
+        finally:
+            waiting.clear()  # the pool keeps a cancelled job until a thread comes free; not its picture, though
 
     def close(self) -> None:
         """Drop what waits and end the threads when their work is done."""
@@ -117,7 +147,17 @@ class Batcher:
             self._dispatch()
         else:
             self._ripen(entry)
-        return await entry.answer
+        try:
+            with _alarm(deadline, lambda: self._expire(entry)):
+                return await entry.answer
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def _expire(self, entry: _Waiting) -> None:
+        """Answer an entry that still waits at its deadline."""
+        if entry in self._waiting and not entry.answer.done():
+            entry.answer.set_exception(_too_late(entry.submitted, time.monotonic()))
 
     def _ripen(self, entry: _Waiting) -> None:
         """Have an entry wait for no others any longer."""
@@ -135,9 +175,9 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The next batch, taken from the queue; empty if there is none yet. Who left or is too late is dropped."""
         now = time.monotonic()
-        for entry in list(self._waiting):
-            if not entry.answer.done() and now > entry.deadline:
-                entry.answer.set_exception(_too_late(entry.submitted, now))
+        for entry in self._waiting:
+            if now > entry.deadline:
+                self._expire(entry)
         self._waiting = deque(entry for entry in self._waiting if not entry.answer.done())
         if not self._waiting:
             return []
@@ -208,8 +248,8 @@ class Scheduler:
         self._image_s = 0.0
 
     @contextmanager
-    def admit(self, images: int = 1, deadline_s: float | None = None) -> Iterator[float]:
-        """Hold places for `images`; gives the deadline, which a request may bring forward.
+    def admit(self, images: int = 1, deadline: float = math.inf) -> Iterator[float]:
+        """Hold places for `images`; gives the deadline, a `time.monotonic` instant that a request may bring forward.
 
         Raises ServiceError QUEUE_FULL where there are none.
         """
@@ -223,7 +263,7 @@ class Scheduler:
         self.admitted += images
         self._tell(self.admitted)
         try:
-            yield begun + min(self.deadline_s, deadline_s if deadline_s is not None else math.inf)
+            yield min(begun + self.deadline_s, deadline)
         finally:
             self.admitted -= images
             self._tell(self.admitted)

@@ -115,7 +115,10 @@ class Service:
         """Classify one encoded picture. Raises ServiceError for whatever keeps it from being answered."""
         session = version.ready_session()
         labels = session_labels(session)
-        with self.statistics.of(version.name, version.version).request(trace), self.scheduler.admit() as deadline:
+        with (
+            self.statistics.of(version.name, version.version).request(trace),
+            self.scheduler.admit(1, trace.deadline) as deadline,
+        ):
             (prepared,) = await self._prepare([data], session, deadline, trace)
             if isinstance(prepared, ServiceError):
                 raise prepared
@@ -134,7 +137,7 @@ class Service:
         session = version.ready_session()
         labels = session_labels(session)
         statistics = self.statistics.of(version.name, version.version)
-        with statistics.request(trace), self.scheduler.admit(len(pictures)) as deadline:
+        with statistics.request(trace), self.scheduler.admit(len(pictures), trace.deadline) as deadline:
             prepared = await self._prepare(pictures, session, deadline, trace)
             good = [picture.pixels for picture in prepared if isinstance(picture, Prepared)]
             logits: Iterator[NDArray[np.float32]] = iter(())
@@ -163,7 +166,7 @@ class Service:
         session = version.ready_session()
         session_keypoints(session)
         statistics = self.statistics.of(version.name, version.version)
-        with statistics.request(trace), self.scheduler.admit(max(1, len(boxes))) as deadline:
+        with statistics.request(trace), self.scheduler.admit(max(1, len(boxes)), trace.deadline) as deadline:
             (found,) = await self._poses([data], [boxes], version, session, deadline, trace, flip=flip, drawn=drawn)
             if isinstance(found, ServiceError):
                 raise found
@@ -187,7 +190,7 @@ class Service:
         session = version.ready_session()
         session_keypoints(session)
         statistics = self.statistics.of(version.name, version.version)
-        with statistics.request(trace), self.scheduler.admit(people) as deadline:
+        with statistics.request(trace), self.scheduler.admit(people, trace.deadline) as deadline:
             return await self._poses(pictures, boxes, version, session, deadline, trace, flip=flip, drawn=False)
 
     def _check_people(self, people: int) -> None:
@@ -244,7 +247,7 @@ class Service:
         Raises ServiceError for whatever keeps any of them from being answered.
         """
         statistics = self.statistics.of(version.name, version.version)
-        with statistics.request(trace), self.scheduler.admit(len(images)) as deadline:
+        with statistics.request(trace), self.scheduler.admit(len(images), trace.deadline) as deadline:
             if not isinstance(images, np.ndarray):
                 images = _stack(await self._prepare(images, session, deadline, trace))
             outputs = await self._run(images, version, session, deadline, trace)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,11 +89,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class InferCall:
-    """A request understood: pixels `[N, height, width, 3]`, or encoded pictures."""
+    """A request understood: pixels `[N, height, width, 3]` or encoded pictures, and how long its client waits."""
 
     images: NDArray[np.uint8] | list[bytes]
     wanted: list[Wanted]
     id: str | None = None
+    timeout_s: float = math.inf
 
 
 def input_spec(spec: InputSpec) -> TensorSpec:
@@ -142,12 +144,13 @@ def read_call(
     """Check a request against a model, whichever protocol it came by.
 
     `raw` gives a tensor's bytes, None where the tensor has data; elements of BYTES data are base64, or bytes as they
-    are. Raises ServiceError BAD_TENSOR, EMPTY_BATCH or BATCH_TOO_LARGE.
+    are. Raises ServiceError BAD_REQUEST, BAD_TENSOR, EMPTY_BATCH or BATCH_TOO_LARGE.
     """
     wanted = _wanted(request, file)
     (tensor,) = _named(request.inputs, {INPUT}, "input", required=True)
     spec = input_spec(file.header.input)
-    return InferCall(_images(tensor, raw(tensor), spec, max_images), wanted, request.id)
+    images = _images(tensor, raw(tensor), spec, max_images)
+    return InferCall(images, wanted, request.id, _timeout_s(request.parameters))
 
 
 def parse_json(data: bytes, model: type[M]) -> M:
@@ -199,6 +202,16 @@ def _flag(parameters: Mapping[str, Any], key: str, where: str) -> bool:
     if not isinstance(value, bool):
         raise _bad(where, f"{key} has to be true or false")
     return value
+
+
+def _timeout_s(parameters: Mapping[str, Any]) -> float:
+    """Triton's request parameter `timeout`, microseconds of which 0 means no limit, in seconds."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ServiceError(
+            Problem.BAD_REQUEST, "parameters: timeout has to be a whole number of microseconds, 0 or more."
+        )
+    return value / 1e6 if value else math.inf
 
 
 def _wanted(request: InferRequest, file: PackedFile) -> list[Wanted]:

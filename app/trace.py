@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -25,6 +26,7 @@ class Trace:
     model, version : set once a model has been chosen.
     problem : the slug of the problem that it was answered with.
     stages : seconds by stage.
+    deadline : `time.monotonic` instant after which the client wants no answer any more.
     """
 
     request_id: str
@@ -33,6 +35,11 @@ class Trace:
     version: str = ""
     problem: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    deadline: float = math.inf
+
+    def answer_within(self, seconds: float) -> None:
+        """Note that the client waits for so long, from when the request's headers were there; the shortest counts."""
+        self.deadline = min(self.deadline, self.begun + seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

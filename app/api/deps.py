@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.schemas import ClassifyParameters, ModelChoice, PoseBatchParameters, PoseParameters
+from app.api.schemas import ClassifyParameters, InferenceParameters, PoseBatchParameters, PoseParameters
 from app.bodies import BatchUpload, Upload, inflate, parse, parse_batch
 from app.errors import Problem, ServiceError
 from app.fleet import Fleet
@@ -114,7 +114,7 @@ async def _batch_upload(request: Request, body: BodyDep, service: ServiceDep) ->
 
 
 BatchUploadDep = Annotated[BatchUpload, Depends(_batch_upload)]
-Parameters = TypeVar("Parameters", bound=ModelChoice)
+Parameters = TypeVar("Parameters", bound=InferenceParameters)
 
 
 def _with_fields(request: Request, query: Parameters, fields: Mapping[str, list[str]]) -> Parameters:
@@ -163,8 +163,12 @@ PoseParametersDep = Annotated[PoseParameters, Depends(_pose_parameters)]
 PoseBatchParametersDep = Annotated[PoseBatchParameters, Depends(_pose_batch_parameters)]
 
 
-def choose(service: Service, task: str, choice: ModelChoice, trace: Trace) -> Version:
-    """The version that a request for a task means; noted in its trace. Raises ServiceError as the repository does."""
+def choose(service: Service, task: str, choice: InferenceParameters, trace: Trace) -> Version:
+    """The version that a request for a task means; noted in its trace, as its deadline is.
+
+    Raises ServiceError as the repository does.
+    """
+    trace.answer_within(choice.timeout_s)
     name = service.repository.default_for(task) if choice.model is None else choice.model
     version = service.repository.find(name, choice.version)
     trace.model, trace.version = version.name, str(version.version)

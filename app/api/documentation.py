@@ -18,9 +18,13 @@ _KEYS = {
 }
 
 _PICTURE = {"type": "string", "format": "binary"}
-_MODEL = {"model": {"type": "string"}, "version": {"type": "string"}}
-_CLASSES = {**_MODEL, "top_k": {"type": "integer", "minimum": 1}}
-_POSES = {**_MODEL, "flip": {"type": "boolean"}, "format": {"enum": ["native", "coco"]}}
+_COMMON = {
+    "model": {"type": "string"},
+    "version": {"type": "string"},
+    "timeout_ms": {"type": "integer", "minimum": 1},
+}
+_CLASSES = {**_COMMON, "top_k": {"type": "integer", "minimum": 1}}
+_POSES = {**_COMMON, "flip": {"type": "boolean"}, "format": {"enum": ["native", "coco"]}}
 _ONE_BOX = "120,40,160,300"
 _TWO_BOXES = "[[120,40,160,300],[300,60,110,290]]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
@@ -89,7 +90,24 @@ class ModelChoice(Answer):
     """Version of the model; without it the latest answers."""
 
 
-class ClassifyParameters(ModelChoice):
+class Timeout(Answer):
+    """How long an answer is of use."""
+
+    timeout_ms: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
+    """Milliseconds from the request's arrival for which the answer is of use. A request that still waits then gets 504
+    and is not computed; so does one that has waited for as long as the service allows."""
+
+    @property
+    def timeout_s(self) -> float:
+        """The same in seconds, infinite where nothing was asked for."""
+        return math.inf if self.timeout_ms is None else self.timeout_ms / 1000
+
+
+class InferenceParameters(ModelChoice, Timeout):
+    """What every request with pictures may ask for."""
+
+
+class ClassifyParameters(InferenceParameters):
     """What a classify request may ask for: in the query, or as parts beside the picture."""
 
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 5
@@ -130,7 +148,7 @@ class ClassifyBatchAnswer(Answer):
     timing_ms: BatchTimingMs
 
 
-class _PoseOptions(ModelChoice):
+class _PoseOptions(InferenceParameters):
     flip: bool = True
     """Average the heatmaps of each person and of its mirror image: better points, twice the time."""
     format: Literal["native", "coco"] = "native"

@@ -7,6 +7,7 @@ Small pictures in requests of eight got about twice as many answers a second as 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -18,6 +19,9 @@ import httpx
 from app.predict.answers import Answer, PredictError, failed, read, side_by_side
 
 TIMEOUT_S = 60.0
+"""How long an answer is awaited; the server hears of it, and computes nothing for who has gone."""
+GRACE_S = 2.0
+"""How much longer the client waits for the server to say that it was too late."""
 PATIENCE_S = 60.0
 """How long a picture is offered again to a server that says it is full or not ready."""
 MAX_BATCH_PICTURES = 8
@@ -49,6 +53,7 @@ class Remote:
         boxes: Sequence[Sequence[float]] = (),
         jobs: int | None = None,
         task: str | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         """Ask the server about the model, by default its own default, of the task if one is given.
 
@@ -56,12 +61,13 @@ class Remote:
         """
         headers = {"User-Agent": "signet-predict"} | ({"X-API-Key": api_key} if api_key else {})
         self._jobs = jobs or 4
+        self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=self._jobs, max_keepalive_connections=self._jobs)
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, limits=limits)
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_s + GRACE_S, limits=limits)
             self._name, self.task = self._find(model, task)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise PredictError(f"{url}: {_reason(error)}") from error
+            raise PredictError(f"{url}: {self._reason(error)}") from error
         self._boxes = boxes
         self._top_k = top_k
 
@@ -137,7 +143,7 @@ class Remote:
             try:
                 reply = self._client.post(_ROUTES[self.task] + end, files=files, params=self._query(end, len(pictures)))
             except httpx.HTTPError as error:
-                raise _RefusedError(_reason(error)) from error
+                raise _RefusedError(self._reason(error)) from error
             wait_s = _retry_after_s(reply)
             if reply.status_code not in _BUSY or time.monotonic() + wait_s > give_up:
                 break
@@ -149,11 +155,17 @@ class Remote:
         return found
 
     def _query(self, end: str, count: int) -> dict[str, Any]:
+        query = {"model": self._name, "timeout_ms": math.ceil(self._timeout_s * 1000)}
         if self.task == "classification":
-            return {"model": self._name, "top_k": self._top_k}
+            return {**query, "top_k": self._top_k}
         if not self._boxes:
-            return {"model": self._name}
-        return {"model": self._name, "boxes": json.dumps([self._boxes] * count if end else self._boxes)}
+            return query
+        return {**query, "boxes": json.dumps([self._boxes] * count if end else self._boxes)}
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, httpx.TimeoutException):
+            return f"no answer within {self._timeout_s:g} s"
+        return str(error) or type(error).__name__
 
 
 def _groups(paths: Iterable[Path]) -> Iterator[list[Path]]:
@@ -196,9 +208,3 @@ def _told(reply: httpx.Response) -> str:
     problem = _json(reply)
     detail = problem.get("detail") if isinstance(problem, dict) else None
     return str(detail or f"the server answered {reply.status_code} {reply.reason_phrase}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer within {TIMEOUT_S:g} s"
-    return str(error) or type(error).__name__

@@ -263,3 +263,19 @@ def test_work_side_by_side_keeps_its_order_and_does_not_run_ahead() -> None:
     assert list(results) == [item * item for item in range(1, 1000)]
     with ThreadPoolExecutor() as pool:  # closing early leaves nothing running
         pool.submit(results.close).result(10)
+
+
+def test_a_server_hears_how_long_its_answer_is_awaited(server: Server, tmp_path: Path) -> None:
+    photo, second = tmp_path / "photo.jpg", tmp_path / "second.jpg"
+    for path in (photo, second):
+        path.write_bytes(pictures.jpeg(2000, 2500))
+    url = ("--url", str(server.client.base_url), "--model", "random")
+    ended = signet("predict", photo, second, *url, "--timeout", "0.001", "--json")
+    assert ended.returncode == 1
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(answers) == 2
+    assert all("was not processed" in answer["error"] for answer in answers)
+    ended = signet("predict", photo, second, *url, "--timeout", "600", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for wrong in (("--timeout", "0", *url), ("--timeout", "5")):
+        assert signet("predict", photo, *wrong).returncode == 2

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,11 +168,3 @@ def test_a_delay_gathers_what_comes_meanwhile() -> None:
     asyncio.run(scene())
     chosen.close()
     assert session.runs == [3]
-
-
-def test_a_request_may_bring_its_deadline_forward_but_not_put_it_off(tmp_path: Path) -> None:
-    chosen = scheduler(deadline_s=10.0)
-    for own_s, expected_s in ((None, 10.0), (2.0, 2.0), (50.0, 10.0)):
-        with chosen.admit(1, own_s) as deadline:
-            assert deadline - time.monotonic() == pytest.approx(expected_s, abs=0.5)
-    chosen.close()

@@ -243,7 +243,7 @@ def test_documentation(server: Server) -> None:
     classify = schema["paths"]["/v1/classify"]["post"]
     assert {"200", "400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(classify["responses"])
     assert "multipart/form-data" in classify["requestBody"]["content"]
-    assert {entry["name"] for entry in classify["parameters"]} == {"model", "version", "top_k"}
+    assert {entry["name"] for entry in classify["parameters"]} == {"model", "version", "top_k", "timeout_ms"}
     assert "ProblemAnswer" in schema["components"]["schemas"]
     assert schema["components"]["schemas"]["ClassifyAnswer"]["examples"]
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import answers_v2
 from app.api.deps import BodyDep, FleetDep, LifecycleDep, ServiceDep, TraceDep, require_admin, while_connected
 from app.api.documentation import INFER, problems
 from app.api.routes import operations
+from app.api.schemas import Timeout
 from app.api.schemas_v2 import (
     IndexEntry,
     IndexRequest,
@@ -204,18 +205,28 @@ async def model_statistics(version: VersionDep, service: ServiceDep, fleet: Flee
         Problem.MISSING_IMAGE,
         Problem.IMAGE_IS_URL,
         Problem.BROKEN_IMAGE,
+        Problem.INVALID_PARAMETER,
         Problem.QUEUE_FULL,
         Problem.MODEL_UNAVAILABLE,
         Problem.DEADLINE,
     ),
 )
-async def infer(request: Request, body: BodyDep, version: VersionDep, service: ServiceDep, trace: TraceDep) -> Response:
+async def infer(
+    request: Request,
+    body: BodyDep,
+    parameters: Annotated[Timeout, Query()],
+    version: VersionDep,
+    service: ServiceDep,
+    trace: TraceDep,
+) -> Response:
     """All outputs of a batch of pixels (UINT8) or encoded pictures (BYTES), or their best classes.
 
-    Tensors may come and go as JSON or as binary data behind it.
+    Tensors may come and go as JSON or as binary data behind it. The request's own parameter `timeout`, in microseconds,
+    means what `timeout_ms` means; the shorter of them holds.
     """
     session = version.ready_session()
     call = parse_call(body, request.headers.get(HEADER_LENGTH), session.file, service.max_batch_images)
+    trace.answer_within(min(call.timeout_s, parameters.timeout_s))
     outputs = await while_connected(request, service.infer(call.images, version, session, trace))
     encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
     labels = session.file.header.labels
