@@ -270,7 +270,7 @@ def test_a_pose_model_describes_itself(server: Server) -> None:
 def test_documentation(server: Server) -> None:
     paths = server.client.get("/openapi.json").json()["paths"]
     pose = paths["/v1/pose"]["post"]
-    names = {"model", "version", "flip", "format", "boxes", "visualize", "image_id"}
+    names = {"model", "version", "flip", "format", "boxes", "visualize", "image_id", "timeout_ms"}
     assert {entry["name"] for entry in pose["parameters"]} == names
     assert {"image/png", "application/json"} <= set(pose["responses"]["200"]["content"])
     assert {"400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(pose["responses"])
