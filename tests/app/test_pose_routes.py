@@ -276,4 +276,11 @@ def test_documentation(server: Server) -> None:
     assert {"400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(pose["responses"])
     assert names <= set(pose["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]) | {"image"}
     batch = paths["/v1/pose/batch"]["post"]
-    assert {entry["name"] for entry in batch["parameters"]} == {"model", "version", "flip", "format", "boxes"}
+    assert {entry["name"] for entry in batch["parameters"]} == {
+        "model",
+        "version",
+        "flip",
+        "format",
+        "boxes",
+        "timeout_ms",
+    }
