@@ -1,6 +1,7 @@
 """An HTTP/1.1 load client on bare asyncio streams, light enough to share two cores with what it measures.
 
 `closed` keeps so many clients asking, each waiting for its answer; `open_loop` sends at a rate, whatever comes back.
+Neither can hang: a request without an answer after `PATIENCE_S` counts as late, and its connection is dropped.
 """
 
 from __future__ import annotations
@@ -10,22 +11,35 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+PATIENCE_S = 20
+MOST_OPEN = 1000
+"""Requests that `open_loop` leaves unanswered at once; those beyond are not sent, and counted."""
 
 
 @dataclass
 class Load:
-    """What came back: statuses, and the milliseconds of each answer by status."""
+    """What came back: statuses, and the milliseconds of each answer by status, from the first byte sent to the last."""
 
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     took_ms: dict[int, list[float]] = field(default_factory=dict)
     broken: int = 0
+    late: int = 0
+    unsent: int = 0
 
     def add(self, status: int, seconds: float) -> None:
         self.statuses[status] += 1
         self.took_ms.setdefault(status, []).append(1e3 * seconds)
+
+    @property
+    def answers(self) -> int:
+        return sum(self.statuses.values())
 
     @property
     def rate(self) -> float:
@@ -35,6 +49,11 @@ class Load:
     def quantile_ms(self, share: float, status: int = 200) -> float:
         values = sorted(self.took_ms.get(status, [])) or [float("nan")]
         return values[min(len(values) - 1, int(share * len(values)))]
+
+    def check_all_answered(self, who: str) -> None:
+        """Raise RuntimeError unless every request was answered with 200."""
+        if set(self.statuses) != {200} or self.broken or self.late:
+            raise RuntimeError(f"{who}: {dict(self.statuses)}, {self.broken} broken, {self.late} late")
 
 
 def post(path: str, body: bytes, content_type: str) -> bytes:
@@ -56,8 +75,22 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, message: bytes) -> int:
-        """Send a request and read the answer to its end; gives the status."""
+    async def ask(self, message: bytes, load: Load) -> None:
+        """Send a request, read the answer to its end, and note what became of it."""
+        sent = time.perf_counter()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                status = await self._exchange(message)
+        except TimeoutError:
+            load.late += 1
+            self.close()
+        except (OSError, asyncio.IncompleteReadError):
+            load.broken += 1
+            self.close()
+        else:
+            load.add(status, time.perf_counter() - sent)
+
+    async def _exchange(self, message: bytes) -> int:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -81,12 +114,8 @@ async def _closed(port: int, messages: Sequence[bytes], clients: int, seconds: f
 
     async def client() -> None:
         connection = Connection(port)
-        while (sent := time.perf_counter()) - begun < seconds:
-            try:
-                load.add(await connection.ask(next(turn)), time.perf_counter() - sent)
-            except (OSError, asyncio.IncompleteReadError):
-                load.broken += 1
-                connection.close()
+        while time.perf_counter() - begun < seconds:
+            await connection.ask(next(turn), load)
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -100,33 +129,38 @@ async def _open_loop(port: int, messages: Sequence[bytes], rate: float, seconds:
 
     async def one() -> None:
         connection = idle.pop() if idle else Connection(port)
-        sent = time.perf_counter()
-        try:
-            load.add(await connection.ask(next(turn)), time.perf_counter() - sent)
-            idle.append(connection)
-        except (OSError, asyncio.IncompleteReadError):
-            load.broken += 1
-            connection.close()
+        await connection.ask(next(turn), load)
+        idle.append(connection)
 
-    tasks = []
+    tasks = set[asyncio.Task[None]]()
     for index in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, begun + index / rate - time.perf_counter()))
-        tasks.append(asyncio.create_task(one()))
-    await asyncio.gather(*tasks)
+        if len(tasks) < MOST_OPEN:
+            task = asyncio.create_task(one())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        else:
+            load.unsent += 1
     load.seconds = time.perf_counter() - begun
+    await asyncio.gather(*tasks)
     for connection in idle:
         connection.close()
     return load
 
 
+def _run(work: Coroutine[Any, Any, Load]) -> Load:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
 def closed(port: int, messages: Sequence[bytes], clients: int, seconds: float) -> Load:
     """So many clients for so long, each with one request at a time."""
-    return asyncio.run(_closed(port, messages, clients, seconds))
+    return _run(_closed(port, messages, clients, seconds))
 
 
 def open_loop(port: int, messages: Sequence[bytes], rate: float, seconds: float) -> Load:
     """`rate` requests a second for so long, without waiting for answers."""
-    return asyncio.run(_open_loop(port, messages, rate, seconds))
+    return _run(_open_loop(port, messages, rate, seconds))
 
 
 def median(values: Sequence[float]) -> float:

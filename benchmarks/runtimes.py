@@ -1,4 +1,4 @@
-"""The runtimes that the latency benchmarks compare with: each makes the real-valued twin ready to run.
+"""The runtimes that the benchmarks compare with: each makes the real-valued twin ready to run, or a file of it.
 
 The 8-bit ones are calibrated on eight random pictures with their own tools' defaults for convolutional networks: NNCF's
 post-training quantization for OpenVINO, static QDQ with weights a channel for ONNX Runtime.
@@ -65,7 +65,8 @@ def pytorch_compiled(twin: Twin) -> Run:
     return run
 
 
-def _onnx(twin: Twin) -> Path:
+def write_onnx(twin: Twin) -> Path:
+    """The twin as `twin.onnx` in its folder."""
     path = twin.folder / "twin.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the legacy exporter says so; the new one needs one more package
@@ -84,10 +85,11 @@ def _onnx_session(path: Path, twin: Twin) -> Run:
 
 
 def onnxruntime_float32(twin: Twin) -> Run:
-    return _onnx_session(_onnx(twin), twin)
+    return _onnx_session(write_onnx(twin), twin)
 
 
-def onnxruntime_int8(twin: Twin) -> Run:
+def write_onnxruntime_int8(twin: Twin) -> Path:
+    """The twin as `int8.onnx` in its folder, calibrated."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -106,7 +108,7 @@ def onnxruntime_int8(twin: Twin) -> Run:
 
     logging.getLogger().setLevel(logging.ERROR)
     prepared, quantized = twin.folder / "prepared.onnx", twin.folder / "int8.onnx"
-    quant_pre_process(str(_onnx(twin)), str(prepared), skip_symbolic_shape=True)
+    quant_pre_process(str(write_onnx(twin)), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(quantized),
@@ -116,7 +118,11 @@ def onnxruntime_int8(twin: Twin) -> Run:
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
-    return _onnx_session(quantized, twin)
+    return quantized
+
+
+def onnxruntime_int8(twin: Twin) -> Run:
+    return _onnx_session(write_onnxruntime_int8(twin), twin)
 
 
 def _openvino(twin: Twin, model: Any, precision: str) -> Run:
@@ -142,15 +148,26 @@ def openvino_bf16(twin: Twin) -> Run:
     return _openvino(twin, _openvino_model(twin), "bf16")
 
 
-def openvino_int8(twin: Twin) -> Run:
+def _openvino_int8_model(twin: Twin) -> Any:
     os.environ.setdefault("TQDM_DISABLE", "1")
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    model = nncf.quantize(
-        _openvino_model(twin), nncf.Dataset(list(twin.calibration())), subset_size=len(list(twin.calibration()))
-    )
-    return _openvino(twin, model, "f32")
+    pictures = list(twin.calibration())
+    return nncf.quantize(_openvino_model(twin), nncf.Dataset(pictures), subset_size=len(pictures))
+
+
+def write_openvino_int8(twin: Twin) -> Path:
+    """The twin as `int8.xml` and `int8.bin` in its folder, calibrated."""
+    import openvino
+
+    path = twin.folder / "int8.xml"
+    openvino.save_model(_openvino_int8_model(twin), path)
+    return path
+
+
+def openvino_int8(twin: Twin) -> Run:
+    return _openvino(twin, _openvino_int8_model(twin), "f32")
 
 
 PEERS = (

@@ -1,6 +1,7 @@
-"""LitServe with OpenVINO int8:   python litserve_openvino.py PORT MODEL.xml THREADS WORKERS"""
+"""LitServe with OpenVINO int8:   python litserve_openvino.py PORT MODEL.xml THREADS WORKERS
 
-from __future__ import annotations
+LitServe reads the type of `decode_request`'s argument as it runs, so annotations are no strings here.
+"""
 
 import sys
 from typing import Any
