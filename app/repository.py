@@ -53,8 +53,8 @@ class Session(Protocol):
     def resident_bytes(self) -> int:
         """Memory that the loaded weights take."""
 
-    def run(self, images: NDArray[np.uint8], /) -> Mapping[str, NDArray[Any]]:
-        """Outputs by name for uint8 `[N, H, W, 3]`."""
+    def run(self, images: NDArray[np.uint8], callers: int = 1, /) -> Mapping[str, NDArray[Any]]:
+        """Outputs by name for uint8 `[N, H, W, 3]`, with its share of the threads among so many callers."""
 
 
 class State(StrEnum):

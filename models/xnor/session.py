@@ -47,7 +47,8 @@ class Session:
     """A packed network on this machine. Safe to call from many threads at once.
 
     At most `threads` threads compute at any time, however many callers there are: one image uses all of
-    them, many images one each, and callers beyond them wait. The GIL is free while the graph runs.
+    them, many images one each, and callers beyond them wait. A call that finds threads free takes them too, though
+    others may come; callers who know of others say so. The GIL is free while the graph runs.
 
     Attributes
     ----------
@@ -110,12 +111,13 @@ class Session:
         """Memory beyond the mapped file: repacked weights, tables, and the arenas made so far."""
         return self._program.parameter_bytes + self._program.allocated_arena_bytes
 
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.uint8], callers: int = 1) -> dict[str, NDArray[Any]]:
         """Run a batch.
 
         Parameters
         ----------
         images : uint8 `[N, height, width, 3]`, RGB, of the input's size.
+        callers : calls expected at the same time; this one takes no more than its share of the threads.
 
         Returns
         -------
@@ -133,7 +135,8 @@ class Session:
         count = len(images)
         results = {name: _empty(count, value) for name, value in self._outputs.items()}
         try:
-            self._program.run(np.ascontiguousarray(images), list(results.values()))
+            threads = max(1, self.threads // max(1, callers))
+            self._program.run(np.ascontiguousarray(images), list(results.values()), threads)
         except MemoryError as error:
             raise EngineError(f"images: no memory for the {self.arena_bytes} bytes of activations") from error
         return {

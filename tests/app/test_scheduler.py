@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,16 @@ class Echo:
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
         self.runs: list[int] = []
+        self.callers: list[int] = []
         self.open = threading.Event()
         self.open.set()
 
     file = isa = arena_bytes = resident_bytes = None
 
-    def run(self, images: np.ndarray, /) -> Mapping[str, np.ndarray]:
+    def run(self, images: np.ndarray, callers: int = 1, /) -> Mapping[str, np.ndarray]:
         self.open.wait(10)
         self.runs.append(len(images))
+        self.callers.append(callers)
         return {"logits": images.astype(np.int64) + self.offset}
 
 
@@ -136,7 +139,7 @@ def test_who_waited_too_long_is_not_computed(max_batch: int) -> None:
 
 def test_a_failure_reaches_all_who_shared_the_run_and_nobody_else() -> None:
     class Broken(Echo):
-        def run(self, images: np.ndarray, /) -> Mapping[str, np.ndarray]:
+        def run(self, images: np.ndarray, callers: int = 1, /) -> Mapping[str, np.ndarray]:
             raise RuntimeError("no")
 
     sessions: list[Any] = [Broken(), Echo()]
@@ -168,3 +171,20 @@ def test_a_delay_gathers_what_comes_meanwhile() -> None:
     asyncio.run(scene())
     chosen.close()
     assert session.runs == [3]
+
+
+@pytest.mark.parametrize(("admitted", "callers"), [(1, 1), (2, 2), (3, 2)])
+def test_a_run_is_told_of_the_requests_beside_it_as_far_as_they_run_at_once(admitted: int, callers: int) -> None:
+    session: Any = Echo()
+    chosen = scheduler(parallel_images=2)
+
+    async def scene() -> None:
+        with ExitStack() as others:
+            for _ in range(admitted - 1):
+                others.enter_context(chosen.admit(5))
+            with chosen.admit(4):  # one request with four images
+                await chosen.inference.run(session, np.zeros((4, 1, 1, 1), np.uint8), time.monotonic() + 60)
+
+    asyncio.run(scene())
+    chosen.close()
+    assert session.callers == [callers]

@@ -54,7 +54,8 @@ const xnor::Kernels& kernels(const std::string& isa) {
     throw std::invalid_argument("isa: not available: " + isa);
 }
 
-void run(Program& program, const Images& images, const std::vector<Out>& outputs) {
+void run(Program& program, const Images& images, const std::vector<Out>& outputs, int threads) {
+    require(threads > 0, "threads: none");
     require(static_cast<int64_t>(images.shape(1)) == program.height() &&
                 static_cast<int64_t>(images.shape(2)) == program.width() && images.shape(3) == 3,
             "images: wrong shape");
@@ -72,7 +73,7 @@ void run(Program& program, const Images& images, const std::vector<Out>& outputs
     const uint8_t* data = images.data();
     const int64_t count = static_cast<int64_t>(images.shape(0));
     nb::gil_scoped_release release;
-    program.run(data, count, pointers);
+    program.run(data, count, pointers, threads);
 }
 
 double ceiling(const std::string& isa, double seconds) {
@@ -233,7 +234,7 @@ NB_MODULE(_engine, m) {
         .def("regroup", &Program::regroup, "input"_a, "output"_a, "groups"_a)
         .def("output", &Program::output, "name"_a, "buffer"_a)
         .def("name_step", &Program::name_step, "name"_a)
-        .def("run", &run, "images"_a, "outputs"_a)
+        .def("run", &run, "images"_a, "outputs"_a, "threads"_a)
         .def(
             "profile",
             [](Program& self, const Images& image, int repeats) {

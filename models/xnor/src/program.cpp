@@ -1071,7 +1071,7 @@ void Program::run_image(const Context& context, int64_t index, const std::vector
     copy_outputs(context.arena, index, outputs);
 }
 
-void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs) {
+void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs, int threads) {
     if (count == 0) return;
     struct Held {
         Tokens& tokens;
@@ -1080,9 +1080,10 @@ void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>
             for (Arena* arena : arenas) tokens.give_back(arena);
         }
     } held{tokens_, {}};
-    held.arenas.reserve(static_cast<size_t>(threads_));
+    threads = std::min(threads, threads_);
+    held.arenas.reserve(static_cast<size_t>(threads));
     held.arenas.push_back(tokens_.take());
-    while (static_cast<int>(held.arenas.size()) < threads_) {
+    while (static_cast<int>(held.arenas.size()) < threads) {
         Arena* more = tokens_.try_take();
         if (!more) break;
         held.arenas.push_back(more);

@@ -120,7 +120,8 @@ public:
     void name_step(const std::string& name) { steps_.back()->name = name; }
 
     // images: [count, height, width, 3]; outputs: one dense array [count, height, width, channels or words] each.
-    void run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs);
+    // The call takes no more than `threads` threads.
+    void run(const uint8_t* images, int64_t count, const std::vector<char*>& outputs, int threads);
     // Seconds of each step, the least of `repeats` runs of one image on one thread.
     std::vector<double> profile(const uint8_t* image, int repeats);
 

@@ -69,6 +69,17 @@ def test_threads_change_nothing(resnet: Path, isa: str, threads: int) -> None:
         assert np.array_equal(session.run(images[:count])["logits"], expected[:count])
 
 
+def test_a_call_that_knows_of_others_takes_its_share_of_the_threads(resnet: Path) -> None:
+    session = Session.load(resnet, threads=4)
+    images = random_images(session.file, 4)
+    before = session.resident_bytes
+    found = {}
+    for callers, arenas in ((9, 1), (4, 1), (2, 2), (1, 4)):  # one arena for each thread that took part
+        found[callers] = session.run(images, callers)["logits"]
+        assert session.resident_bytes - before == pytest.approx(arenas * session.arena_bytes, rel=0.01)
+    assert all(np.array_equal(logits, found[1]) for logits in found.values())
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_many_callers_at_once(resnet: Path, threads: int) -> None:
     session = Session.load(resnet, threads=threads)
