@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -82,10 +83,19 @@ class Replica:
         repository: Repository = self._application.state.service.repository
         return repository
 
-    def check_health(self) -> None:
-        """Raise where this replica can answer nothing; Ray then replaces it."""
+    async def check_health(self) -> None:
+        """Raise where this replica can answer nothing: no model, or one that computes no more. Ray then replaces it.
+
+        A replica that hangs gives no answer in Ray's `health_check_timeout_s`, with the same end.
+        """
         if not self._repository.ready:
             raise RuntimeError("no model is ready")
+        session = self._repository.find().ready_session()
+        size = session.file.header.input
+        black = np.zeros((1, size.height, size.width, 3), np.uint8)
+        outputs = await asyncio.to_thread(session.run, black)
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            raise RuntimeError("the model's answer is not finite")
 
     async def reconfigure(self, _: object) -> None:
         """Take all models anew, beside those that answer. The first call comes right after they were loaded."""

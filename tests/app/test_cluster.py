@@ -10,12 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from app.cluster_settings import ClusterSettings
+from models.xnor import Session
+from models.xnor.errors import EngineError
 from tests.helpers import packed, pictures
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed (pip install 'signet[ray]')")
@@ -126,9 +129,9 @@ def test_a_replica_is_the_application_and_takes_models_anew(tmp_path: Path) -> N
     packed.write_random(tmp_path / "b" / "1" / "model.safetensors", seed=1)
     replica = Replica({"models": (tmp_path,), "threads": 1})
     with pytest.raises(RuntimeError, match="no model"):
-        replica.check_health()
+        asyncio.run(replica.check_health())
     with TestClient(replica.__serve_build_asgi_app__()) as client:
-        replica.check_health()
+        asyncio.run(replica.check_health())
 
         def version(model: str) -> str:
             reply = client.post("/v1/classify", content=pictures.jpeg(), params={"model": model})
@@ -153,3 +156,31 @@ def test_a_replica_is_the_application_and_takes_models_anew(tmp_path: Path) -> N
         assert version("a") == "2", "what cannot be loaded leaves the old one"
         assert version("b") == "503"
         assert version("c") == "1"
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (EngineError("no memory for the activations"), "no memory"),
+        ({"logits": np.array([[1.0, np.nan]], np.float32)}, "not finite"),
+    ],
+)
+def test_a_replica_whose_model_computes_no_more_is_unhealthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Any, said: str
+) -> None:
+    from app.cluster import Replica
+
+    def broken(*_: Any) -> Any:
+        if isinstance(outputs, Exception):
+            raise outputs
+        return outputs
+
+    packed.write_random(tmp_path / "a" / "1" / "model.safetensors")
+    replica = Replica({"models": (tmp_path,), "threads": 1})
+    with TestClient(replica.__serve_build_asgi_app__()) as client:
+        asyncio.run(replica.check_health())
+        monkeypatch.setattr(Session, "run", broken)
+        assert client.get("/readyz").status_code == 200, "it was loaded"
+        with pytest.raises((RuntimeError, EngineError), match=said):
+            asyncio.run(replica.check_health())

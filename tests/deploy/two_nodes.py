@@ -41,6 +41,7 @@ NODE_CPUS = 2
 FIRST_ADDRESS, SECOND_ADDRESS = "127.0.0.2", "127.0.0.3"
 SETTINGS = {"max_queue_images": 8, "queue_deadline_ms": 60_000}
 OPTIONS = {"replica_cpus": 1, "min_replicas": 2, "max_replicas": 4, "upscale_delay_s": 3, "max_queued_requests": 8}
+HEALTH_CHECKS = {"health_check_period_s": 2, "health_check_timeout_s": 5}
 REPORT = sys.stdout
 CLEAN = {200, 429, 500, 503}
 """Answers that a client can act on: done, too many, or try again."""
@@ -166,7 +167,7 @@ class Deployment:
         (application,) = config["applications"]
         application["args"] |= OPTIONS | {"settings": {**SETTINGS, **changed, "models": [str(self.zoo)]}}
         (deployment,) = application["deployments"]
-        deployment["user_config"] = {"models": models}
+        deployment |= {"user_config": {"models": models}, **HEALTH_CHECKS}
         path = self.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         command = [Path(sys.executable).with_name("serve"), "deploy", path]
@@ -296,6 +297,32 @@ def try_a_changed_setting(at: Deployment) -> None:
     assert set(load.counts) == {200}
 
 
+def try_a_hanging_replica(at: Deployment) -> None:
+    step("a replica hangs, and fails its health checks")
+    victim = next(pid for pid, node in at.replicas().items() if node == "second")
+    with Load(at.port, 4) as load:
+        time.sleep(2)
+        stopped = time.monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        wait_for(lambda: victim not in at.replicas(), "the end of the replica that hangs")
+        ended_s = time.monotonic() - stopped
+        wait_for(lambda: at.running >= 2, "another replica in its place")
+        replaced_s = time.monotonic() - stopped
+        time.sleep(5)
+    failed = [outcome.begun + outcome.seconds - stopped for outcome in load.failures()]
+    when = f"; failures from {min(failed):.1f} to {max(failed):.1f} s after" if failed else ""
+    longest = max(outcome.seconds for outcome in load.outcomes)
+    every_s, patience_s = HEALTH_CHECKS.values()
+    say(f"a check every {every_s} s, which may take {patience_s} s")
+    say(f"the hanging replica was ended {ended_s:.0f} s after, two replicas ran {replaced_s:.0f} s after")
+    say(f"{shown(load.counts)}{when}; longest {longest:.1f} s")
+    assert not psutil.pid_exists(victim) or psutil.Process(victim).status() == psutil.STATUS_ZOMBIE
+    assert {outcome.result for outcome in load.outcomes} <= CLEAN
+    late = [outcome for outcome in load.outcomes if outcome.begun > stopped + replaced_s]
+    assert late
+    assert {outcome.result for outcome in late} == {200}
+
+
 def try_a_lost_node(at: Deployment) -> None:
     step("one node is killed under load")
     with Load(at.port, 6) as here, Load(at.second_port, 2) as there:
@@ -397,6 +424,7 @@ def main() -> int:
                 try_autoscaling,
                 try_new_models,
                 try_a_changed_setting,
+                try_a_hanging_replica,
                 try_a_lost_node,
                 try_a_new_node,
                 try_the_command,
