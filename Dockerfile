@@ -17,12 +17,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libstdc++6 python3 \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/* \
+    && rm -rf /usr/lib/python3.11/pydoc_data /usr/lib/python3.11/test \
     && mkdir /models
 ENV PATH=/opt/signet/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
 # ---- the compiler, and the environment that the service gets ---------------------------------------------------------
+# What the service never loads is left out: tests, Pillow's AVIF, colour profiles and fonts, Pygments' other languages.
 FROM python AS tools
 RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ ninja-build python3-dev python3-venv
 ARG PIP_INDEX_URL=""
@@ -37,7 +39,11 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     && /opt/build/bin/pip --python /opt/signet/bin/python install --no-compile \
         --no-cache-dir --no-deps --require-hashes --only-binary :all: -r /locks/serve.lock \
     && find /opt/signet -name tests -type d -prune -exec rm -rf {} + \
-    && strip --strip-unneeded /opt/signet/lib/python3.11/site-packages/uvloop/*.so
+    && cd /opt/signet/lib/python3.11/site-packages \
+    && strip --strip-unneeded uvloop/*.so \
+    && rm PIL/_avif.*.so PIL/_imagingcms.*.so PIL/_imagingft.*.so PIL/_imagingtk.*.so \
+    && (cd pillow.libs && rm libavif-* libbrotli* libfreetype-* libharfbuzz-* liblcms2-*) \
+    && find pygments/lexers -name '*.py' ! -name __init__.py ! -name _mapping.py ! -name python.py ! -name special.py -delete
 
 FROM tools AS wheel
 RUN apt-get update && apt-get install -y --no-install-recommends ccache
