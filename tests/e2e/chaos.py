@@ -14,11 +14,8 @@ import random
 import socket
 import struct
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -26,6 +23,7 @@ import numpy as np
 
 from models.xnor import Session
 from tests.app.test_bad_inputs import CASES, Case
+from tests.e2e.crowd import Crowd
 from tests.helpers import packed, pictures
 from tests.helpers.requests import MULTIPART, multipart, part, request
 from tests.helpers.server import Server, eventually, read_reply
@@ -57,52 +55,20 @@ class Chaos:
 
     server: Server
     zoo: Path
-    sent: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._logits = Session.load(self.zoo / "random" / "2" / "model.safetensors").run(PIXELS)["logits"]
         self._bad = [case for case in CASES if "MB" not in case.name and "million" not in case.name]
         self._messages: dict[str, bytes] = {}
         self._form = multipart([part("image", pictures.jpeg(seed=seed)) for seed in range(3)])
+        kinds = [self.good, self.good_batch, self.good_tensor, self.bad, self.bad, self.vanishing]
+        self.crowd = Crowd(self.server, kinds)
+        self._expect = self.crowd.expect
 
     def run(self, seconds: float, clients: int) -> list[int]:
         """Send for so long; memory in bytes, over time, after a while of warming up."""
-        end = time.monotonic() + seconds
-        threads = [threading.Thread(target=self._client, args=(seed, end)) for seed in range(clients)]
-        for thread in threads:
-            thread.start()
-        time.sleep(seconds * WARMING_SHARE)
-        memory = [self.server.tree_pss_bytes]
-        while time.monotonic() < end:
-            time.sleep(min(1.0, seconds / 10))
-            memory.append(self.server.tree_pss_bytes)
-        for thread in threads:
-            thread.join()
-        return memory
-
-    def _client(self, seed: int, end: float) -> None:
-        choose = random.Random(seed)
-        kinds: list[Callable[[random.Random, httpx.Client], None]] = [
-            self.good,
-            self.good_batch,
-            self.good_tensor,
-            self.bad,
-            self.bad,
-            self.vanishing,
-        ]
-        with httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=60) as http:
-            while time.monotonic() < end:
-                kind = choose.choice(kinds)
-                self.sent[kind.__name__] += 1
-                try:
-                    kind(choose, http)
-                except Exception as error:
-                    self.failures.append(f"{kind.__name__}: {error!r}")
-
-    def _expect(self, condition: bool, what: str) -> None:
-        if not condition:
-            self.failures.append(what)
+        samples = self.crowd.run(seconds, clients, every_s=min(1.0, seconds / 10))
+        return [sample.pss_bytes for sample in samples if sample.seconds >= seconds * WARMING_SHARE]
 
     def good(self, choose: random.Random, http: httpx.Client) -> None:
         picture = pictures.jpeg(choose.randint(20, 400), choose.randint(20, 400), quality=80)
@@ -143,7 +109,7 @@ class Chaos:
 
     def check_afterwards(self, memory: list[int]) -> None:
         """Raise AssertionError unless the service is as it was."""
-        assert not self.failures, self.failures[:5]
+        assert not self.crowd.failures, self.crowd.failures[:5]
         reply = read_after(self.server)
         np.testing.assert_array_equal(reply, self._logits[0])
         for name, expected in (("signet_in_flight", 1), ("signet_queue_images", 0)):  # the scrape itself is in flight
@@ -175,7 +141,7 @@ def main() -> None:
         try:
             chaos = Chaos(server, Path(folder))
             memory = chaos.run(options.seconds, options.clients)
-            print(f"sent: {dict(chaos.sent)}")
+            print(f"sent: {dict(chaos.crowd.sent)}")
             print(f"memory, MB, after warming up to the end: {[round(size / 1e6, 1) for size in memory]}")
             chaos.check_afterwards(memory)
             print("answered rightly, nothing in flight, nothing queued, memory flat")

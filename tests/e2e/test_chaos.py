@@ -14,7 +14,7 @@ def test_the_service_has_not_noticed(tmp_path: Path) -> None:
     try:
         chaos = Chaos(server, tmp_path)
         memory = chaos.run(seconds=6, clients=6)
-        assert min(chaos.sent.values()) > 0
+        assert min(chaos.crowd.sent.values()) > 0
         chaos.check_afterwards(memory)
     finally:
         server.close()
