@@ -86,7 +86,7 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
     for exception in problems.HANDLED:
         app.add_exception_handler(exception, problems.handle)
     # The last one added is the outermost.
-    app.add_middleware(Guard, settings=settings, lifecycle=lifecycle)
+    app.add_middleware(Guard, settings=settings, lifecycle=lifecycle, refusal=scheduler.refusal)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,15 +1,17 @@
 """Pure ASGI middleware around every route.
 
 `Observe` gives each request its id, its security headers, its line in the log and its place in the metrics, and turns
-what nothing else caught into a 500. `Guard` refuses requests while the service drains, and bodies that are too large
-or too slow.
+what nothing else caught into a 500. `Guard` refuses requests while the service drains or is full, and bodies that are
+too large or too slow.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,14 +40,32 @@ SECURITY_HEADERS = {
 TRUNCATED = "signet.truncated"
 """Set in a request's scope by the server when the client stopped sending in the middle of the body."""
 
+COMPUTING = ("/v1/classify", "/v1/classify/batch", "/v1/pose", "/v1/pose/batch")
+"""Paths of requests that take places in the queue; those of the Open Inference Protocol come on top."""
+_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+
 LINGER_S = 1.0
 LINGER_BYTES = 64 << 20
+SMALL_BYTES = 1 << 20
+"""A body that is read although its request is refused: its connection can then be kept."""
 
 
-def _route(scope: Scope) -> str:
+def _route(scope: Scope, trace: Trace) -> str:
     """The template of the route that matched (`/v1/models/{name}`), never the raw path."""
     template = getattr(scope.get("route"), "path", None)
-    return template if isinstance(template, str) else "unmatched"
+    return template if isinstance(template, str) else trace.route or "unmatched"
+
+
+def computing_route(method: str, path: str) -> str | None:
+    """The template of the route if a request is one that computes."""
+    if method != "POST":
+        return None
+    if path in COMPUTING:
+        return path
+    found = _INFER.fullmatch(path)
+    if found is None:
+        return None
+    return "/v2/models/{name}/versions/{version}/infer" if found[1] else "/v2/models/{name}/infer"
 
 
 class Observe:
@@ -88,7 +108,7 @@ class Observe:
             self._record(scope, trace, status)
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
-        route, client = _route(scope), scope.get("client")
+        route, client = _route(scope, trace), scope.get("client")
         access.record(
             self.metrics,
             trace,
@@ -101,12 +121,19 @@ class Observe:
 
 
 class Guard:
-    """Limits on what may arrive: nothing new while draining, no body beyond the limits of size and time."""
+    """Limits on what may arrive: nothing new while draining, no body beyond the limits of size and time.
 
-    def __init__(self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle) -> None:
+    While the queue is full, requests that would wait in it are refused here, before anything else is done for them: a
+    refusal that costs much makes an overload worse. `refusal` says with what, and None while there is room.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, refusal: Callable[[], ServiceError | None]
+    ) -> None:
         self.app = app
         self.settings = settings
         self.lifecycle = lifecycle
+        self.refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -120,12 +147,27 @@ class Guard:
             return
         self.lifecycle.in_flight += 1
         try:
+            await self._refuse_if_full(scope, upload)
             await self.app(scope, upload.receive, upload.send)
         except ServiceError as error:
             await problems.from_error(trace_of(scope), error)(scope, receive, upload.send)
         finally:
             self.lifecycle.in_flight -= 1
             upload.release()
+
+    async def _refuse_if_full(self, scope: Scope, upload: _Upload) -> None:
+        refusal = self.refusal()
+        if refusal is None:
+            return
+        route = computing_route(scope["method"], scope["path"])
+        if route is None:
+            return
+        trace_of(scope).route = route
+        if upload.small:
+            await upload.discard()
+        else:
+            refusal.close = True
+        raise refusal
 
 
 class _Upload:
@@ -142,6 +184,19 @@ class _Upload:
         self._complete = False
         self._closing = False
         self._deadline = time.monotonic() + settings.body_timeout_s
+
+    @property
+    def small(self) -> bool:
+        """Whether the body is on its way, and short enough to read it only to have it out of the way."""
+        declared = self._headers.get("content-length", "")
+        return "expect" not in self._headers and declared.isdecimal() and int(declared[:20]) <= SMALL_BYTES
+
+    async def discard(self) -> None:
+        """Read the body to its end, within its limits. Raises ServiceError where one is passed or the client leaves."""
+        while not self._complete:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ServiceError(Problem.CLIENT_GONE, "The client closed the connection within the body.")
 
     def _check_length(self) -> None:
         declared = self._headers.get("content-length", "0")

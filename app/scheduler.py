@@ -258,12 +258,9 @@ class Scheduler:
 
         Raises ServiceError QUEUE_FULL where there are none.
         """
-        if self.admitted + images > self.capacity:
-            raise ServiceError(
-                Problem.QUEUE_FULL,
-                f"{self.admitted} images are in progress, at most {self.capacity} are admitted.",
-                retry_after_s=self._retry_after_s(),
-            )
+        refusal = self.refusal(images)
+        if refusal is not None:
+            raise refusal
         begun = time.monotonic()
         self.admitted += images
         self._requests += 1
@@ -276,6 +273,13 @@ class Scheduler:
             self._tell(self.admitted)
             per_image = (time.monotonic() - begun) / images / max(1, self.admitted + images)
             self._image_s += (per_image - self._image_s) * 0.1
+
+    def refusal(self, images: int = 1) -> ServiceError | None:
+        """What `images` more would be refused with; None while there are places for them."""
+        if self.admitted + images <= self.capacity:
+            return None
+        detail = f"{self.admitted} images are in progress, at most {self.capacity} are admitted."
+        return ServiceError(Problem.QUEUE_FULL, detail, retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         """When the queue will have room, from a moving average of the time between answers."""

@@ -24,6 +24,7 @@ class Trace:
     ----------
     request_id : the client's `X-Request-ID` where it is harmless, else a new one.
     model, version : set once a model has been chosen.
+    route : template of the route that it was for, where it was refused before there was one.
     problem : the slug of the problem that it was answered with.
     stages : seconds by stage.
     deadline : `time.monotonic` instant after which the client wants no answer any more.
@@ -33,6 +34,7 @@ class Trace:
     begun: float = field(default_factory=time.monotonic)
     model: str = ""
     version: str = ""
+    route: str = ""
     problem: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
     deadline: float = math.inf

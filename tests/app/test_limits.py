@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
+from app.main import create_app
+from app.middleware import computing_route
 from tests.helpers import pictures
 from tests.helpers.requests import request
-from tests.helpers.server import Server, eventually, read_reply
+from tests.helpers.server import Reply, Server, eventually, read_reply
 
 PNG = pictures.png(32, 32)
 ONE_AT_A_TIME = {"parallel_images": 1, "threads": 1}
@@ -53,6 +58,77 @@ def test_a_full_queue_answers_429_at_once(narrow: Server, answer_s: float) -> No
     eventually(lambda: narrow.metric("signet_rejected_total", reason="queue-full") == statuses[429])
     assert narrow.metric("signet_queue_images") == 0
     assert narrow.classify(PNG).status_code == 200
+
+
+@contextmanager
+def kept_full(running: Server) -> Iterator[None]:
+    """More clients than there are places ask again and again."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            httpx.post(f"http://127.0.0.1:{running.port}/v1/classify", content=PNG, timeout=60)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def refused(running: Server, message: bytes, then: bytes = b"") -> tuple[Reply, Reply | None]:
+    """The first 429 to a request, and the answer to another one over the same connection."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with running.connection() as sock:
+            sock.sendall(message)
+            reply = read_reply(sock)
+            if reply.status == 429:
+                sock.sendall(then)
+                return reply, read_reply(sock) if then else None
+    raise AssertionError("nothing was refused")
+
+
+def test_a_full_service_refuses_what_would_wait_and_nothing_else(narrow: Server) -> None:
+    with kept_full(narrow):
+        reply, next_reply = refused(narrow, request(body=PNG), request("GET", "/v1/models"))
+        assert "connection" not in reply.headers
+        assert int(reply.headers["retry-after"]) >= 1
+        assert next_reply is not None
+        assert next_reply.status == 200, "its body is out of the way"
+
+        reply, _ = refused(narrow, request("POST", "/v2/models/slow/infer", body=b"{}"))
+        assert "images are in progress" in reply.json()["error"]
+
+        head = request(length=8 << 20)  # the body is never sent
+        reply, _ = refused(narrow, head)
+        assert reply.headers["connection"] == "close"
+        expecting = request(headers=[("Expect", "100-continue")], length=1000)
+        reply, _ = refused(narrow, expecting)
+        assert reply.headers["connection"] == "close"
+    for route in ("/v1/classify", "/v2/models/{name}/infer"):
+        eventually(lambda route=route: narrow.metric("signet_requests_total", route=route, status="429") >= 1)
+    assert narrow.metric("signet_requests_total", route="unmatched", status="429") == 0
+    assert narrow.metric("signet_queue_images") == 0
+
+
+def test_the_routes_that_compute_are_known_before_there_is_a_route() -> None:
+    """Against the application's own description: every POST that may find the queue full."""
+    paths = {
+        path: methods["post"]["responses"]
+        for path, methods in create_app().openapi()["paths"].items()
+        if "post" in methods
+    }
+    full = {path for path, responses in paths.items() if "429" in responses and "504" in responses}
+    assert full
+    for path in paths:
+        concrete = path.replace("{name}", "a-name").replace("{version}", "3")
+        assert computing_route("POST", concrete) == (path if path in full else None)
+        assert computing_route("GET", concrete) is None
 
 
 def test_a_deadline_that_passed_in_the_queue_answers_504_uncomputed(slow_zoo: Path, answer_s: float) -> None:
