@@ -335,7 +335,7 @@ def _repository(settings: Settings) -> Repository:
     from app.engine import loader
     from app.repository import Repository
 
-    return Repository(settings.models, loader(settings.threads), settings.default_model)
+    return Repository(settings.models, loader(settings.threads), settings.default_model, settings.policies)
 
 
 def _fail(message: str) -> NoReturn:

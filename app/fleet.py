@@ -6,7 +6,8 @@ user can enter: one JSON object a line, one answer a connection. A service of on
 
 A load has two steps. Each worker reads and warms the model beside the one that it has; when all could, each puts
 it in its place. If any could not, nothing has changed. One lock, held over files that all see, keeps changes apart, and
-keeps them away from a worker that has just started and is reading the models.
+keeps them away from a worker that has just started and is reading the models: those versions that the others serve,
+whatever has come into the repository since.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +28,7 @@ from pydantic import TypeAdapter
 
 from app.errors import Problem, ServiceError
 from app.metrics import ModelFacts, facts_of
-from app.repository import Repository, Version
+from app.repository import Known, Repository, Version
 from app.statistics import ModelAccount, Statistics, total
 
 ANSWER_S = 5.0
@@ -48,6 +49,8 @@ class Account:
 
 
 _ACCOUNT = TypeAdapter(Account)
+_KNOWN = TypeAdapter(dict[str, dict[int, Known]])
+_VERSIONS = "versions.json"
 
 
 class Fleet:
@@ -67,11 +70,12 @@ class Fleet:
     async def start(self) -> None:
         """Load the models, then listen to the others."""
         async with self._alone():
-            await asyncio.to_thread(self._repository.load_all)
+            noted = self._noted()
+            await asyncio.to_thread(self._repository.load_all, noted)
             if self._folder is None:
                 return
-            for name in self._unloaded() & set(self._repository.names):
-                self._repository.unload(name)
+            if noted is None:
+                self._note()
             path = self._folder / f"{self._slot}.sock"
             path.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(self._answer, path, limit=_MAX_LINE_BYTES)
@@ -92,13 +96,13 @@ class Fleet:
                 raise
             self._repository.commit(name, versions)
             await self._ask_others("commit", ANSWER_S, name=name)
-            self._note_unloaded(self._unloaded() - {name})
+            self._note()
 
     async def unload(self, name: str) -> None:
         """Unload a model in all workers. Raises ServiceError UNKNOWN_MODEL."""
         async with self._alone():
             self._repository.unload(name)
-            self._note_unloaded(self._unloaded() | {name})
+            self._note()
             await self._ask_others("unload", ANSWER_S, name=name)
 
     async def accounts(self) -> list[Account]:
@@ -163,15 +167,16 @@ class Fleet:
                 await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
                 yield
 
-    def _unloaded(self) -> set[str]:
-        """Names that a worker which starts now has to leave unloaded."""
-        if self._folder is None or not (self._folder / "unloaded").is_file():
-            return set()
-        return set(json.loads((self._folder / "unloaded").read_text("utf-8")))
+    def _noted(self) -> dict[str, dict[int, Known]] | None:
+        """The versions that a worker which starts now has to serve; None for the first one."""
+        if self._folder is None or not (self._folder / _VERSIONS).is_file():
+            return None
+        return _KNOWN.validate_json((self._folder / _VERSIONS).read_bytes())
 
-    def _note_unloaded(self, names: Iterable[str]) -> None:
+    def _note(self) -> None:
+        """Write down which versions serve."""
         if self._folder is not None:
-            (self._folder / "unloaded").write_text(json.dumps(sorted(names)), "utf-8")
+            (self._folder / _VERSIONS).write_bytes(_KNOWN.dump_json(self._repository.known))
 
 
 async def _ask(path: Path, question: dict[str, str], within_s: float) -> dict[str, Any] | None:

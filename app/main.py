@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
     metrics, lifecycle = Metrics(folder, slot), Lifecycle()
     cpus = max(1, available_cpus() // settings.workers)
     threads = settings.threads or cpus
-    repository = Repository(settings.models, loader(threads), settings.default_model)
+    repository = Repository(settings.models, loader(threads), settings.default_model, settings.policies)
     scheduler = Scheduler(
         capacity=settings.max_queue_images,
         deadline_s=settings.queue_deadline_ms / 1000,

@@ -1,12 +1,14 @@
 """The models on disk: `<root>/<name>/<version>/model.safetensors`.
 
-Roots are searched in order; a name belongs to the first root that has it. Versions are whole numbers and the highest
-that loaded answers where a request names none. Whatever a root contains, nothing outside it is opened: a link that
-leads out is refused. A model that does not load is reported with its reason, and the others serve.
+Roots are searched in order; a name belongs to the first root that has it. Versions are whole numbers; which of them
+serve is a policy (`app.versions`), and the highest that loaded answers where a request names none. Whatever a root
+contains, nothing outside it is opened: a link that leads out is refused. A version that does not load is reported with
+its reason, and the others serve; at the start, where only so many of the highest are wanted, the next lower one too.
 
-Models are loaded anew while they serve: all versions of a name are read and warmed beside the old ones and then take
-their place at once, or nothing changes. A `Version` that requests have seen is never changed, so that each
-request is answered by the session it began with. Files should be replaced by renaming, never be written in place.
+Models are loaded anew while they serve: the versions of a name that have changed are read and warmed beside the old
+ones, and all take their place at once, or nothing changes. A `Version` that requests have seen is never changed, so
+that each request is answered by the session it began with; its memory is free with the last of them. Files should be
+replaced by renaming, never be written in place.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import Problem, ServiceError
+from app.versions import VERSION, VersionPolicies
 from models.packing.file import PackedFile, PackedFileError
 
 MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 logger = logging.getLogger("signet.repository")
 
@@ -77,6 +79,7 @@ class Version:
     task : what it does; None until it was loaded, kept when it is unloaded.
     error : why it cannot serve, while `state` is FAILED; names no folder, as clients may read it.
     load_s : seconds that loading and warming took.
+    identity : tells the file that was loaded from any other at its path.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Version:
     task: str | None = None
     error: str | None = None
     load_s: float = 0.0
+    identity: tuple[int, ...] = ()
 
     def fail(self, error: str) -> None:
         """Record why this version cannot serve."""
@@ -103,18 +107,34 @@ class Version:
         return self.session
 
 
+@dataclass(frozen=True)
+class Known:
+    """What another process knows of a version: where it stands, what it does, why it failed."""
+
+    state: State
+    task: str | None = None
+    error: str | None = None
+
+
 class Repository:
     """The models of several roots, loaded by `load` (a function from a packed file's path to a session)."""
 
-    def __init__(self, roots: Sequence[Path], load: Callable[[Path], Session], default: str | None = None) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        load: Callable[[Path], Session],
+        default: str | None = None,
+        policies: VersionPolicies | None = None,
+    ) -> None:
         self.roots = tuple(roots)
+        self.policies = policies or VersionPolicies()
         self._load = load
         self._default = default
         self._changing = threading.Lock()
-        self._models = {name: scan_model(root, name) for name, root in scan(self.roots).items()}
+        self._models = {name: self._wanted(root, name) for name, root in scan(self.roots).items()}
 
     def __iter__(self) -> Iterator[Version]:
-        """Every version of every model, by name and number."""
+        """Every version that serves or should, by name and number."""
         return (versions[number] for _, versions in sorted(self._models.items()) for number in sorted(versions))
 
     @property
@@ -122,11 +142,53 @@ class Repository:
         """The names of all models, sorted."""
         return sorted(self._models)
 
-    def load_all(self) -> None:
-        """Load and warm every version; a failure is recorded, not raised."""
-        for version in self:
-            if version.state is State.FOUND:
-                self._load_one(version)
+    def load_all(self, known: Mapping[str, Mapping[int, Known]] | None = None) -> None:
+        """Load and warm the versions that the policies choose; a failure is recorded, not raised.
+
+        With what another process knows (its `known`), exactly the versions that it has, whatever is in the roots now.
+        """
+        roots = scan(self.roots)
+        if known is None:
+            self._models = {name: self._loaded(root, name) for name, root in roots.items()}
+            return
+        self._models = {
+            name: {number: self._like(roots.get(name), name, number, fact) for number, fact in versions.items()}
+            for name, versions in known.items()
+        }
+
+    @property
+    def known(self) -> dict[str, dict[int, Known]]:
+        """What this process knows of every version."""
+        return {
+            name: {number: Known(v.state, v.task, v.error) for number, v in versions.items()}
+            for name, versions in self._models.items()
+        }
+
+    def _wanted(self, root: Path, name: str) -> dict[int, Version]:
+        """The versions that the policy chooses, not loaded."""
+        found = scan_model(root, name)
+        return {number: _existing(found, root, name, number) for number in self.policies.of(name).chosen(found)}
+
+    def _loaded(self, root: Path, name: str) -> dict[int, Version]:
+        """The versions that the policy chooses, loaded; where one fails, the next one that it would have chosen too."""
+        found, policy = scan_model(root, name), self.policies.of(name)
+        versions: dict[int, Version] = {}
+        for number in policy.candidates(found):
+            if sum(version.state is State.READY for version in versions.values()) == policy.most:
+                break
+            versions[number] = _existing(found, root, name, number)
+            self._load_one(versions[number])
+        return versions
+
+    def _like(self, root: Path | None, name: str, number: int, known: Known) -> Version:
+        """A version as another process knows it."""
+        path = _file(root or self.roots[0], name, number)
+        if known.state is not State.READY:
+            return Version(name, number, path, known.state, task=known.task, error=known.error)
+        found = scan_model(root, name) if root is not None else {}
+        version = _existing(found, path.parents[2], name, number)
+        self._load_one(version)
+        return version
 
     def load(self, name: str) -> None:
         """Load a model as it is on disk now, in place of what is loaded under its name.
@@ -141,10 +203,13 @@ class Repository:
         root = scan(self.roots).get(name)
         if root is None:
             raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r} in the repository.")
-        versions = scan_model(root, name)
-        for version in versions.values():
-            if version.state is State.FOUND:
-                self._load_one(version)
+        versions, serving = self._wanted(root, name), self._models.get(name, {})
+        for number, version in versions.items():
+            current = serving.get(number)
+            if current is not None and _is_loaded_already(version, current):
+                versions[number] = current
+                continue
+            self._load_one(version)
             if version.state is not State.READY:
                 raise ServiceError(Problem.BAD_MODEL, f"Version {version.version}: {version.error}")
         return versions
@@ -163,8 +228,11 @@ class Repository:
         logger.info("model unloaded", extra={"model": name})
 
     def _load_one(self, version: Version) -> None:
+        if version.state is not State.FOUND:
+            return
         begun = time.monotonic()
         try:
+            version.identity = _identity(version.path)
             session = self._load(version.path)
             spec = session.file.header.input
             session.run(np.zeros((1, spec.height, spec.width, 3), np.uint8))
@@ -206,7 +274,7 @@ class Repository:
         return first
 
     def versions(self, name: str) -> list[Version]:
-        """All versions of a model, lowest first. Raises ServiceError UNKNOWN_MODEL."""
+        """The versions of a model that serve or should, lowest first. Raises ServiceError UNKNOWN_MODEL."""
         found = self._models.get(name)
         if not found:
             raise ServiceError(Problem.UNKNOWN_MODEL, f"There is no model {_short(name)!r}.")
@@ -226,7 +294,9 @@ class Repository:
         for candidate in versions:
             if str(candidate.version) == version:
                 return candidate
-        raise ServiceError(Problem.UNKNOWN_MODEL, f"Model {name!r} has no version {_short(version)!r}.")
+        serving = ", ".join(str(candidate.version) for candidate in versions)
+        detail = f"Model {name!r} does not serve a version {_short(version)!r}; it serves {serving}."
+        raise ServiceError(Problem.UNKNOWN_MODEL, detail)
 
     @property
     def ready(self) -> bool:
@@ -269,12 +339,41 @@ def scan_model(root: Path, name: str) -> dict[int, Version]:
     return versions
 
 
+def _file(root: Path, name: str, number: int) -> Path:
+    return root / name / str(number) / MODEL_FILE
+
+
+def _existing(found: Mapping[int, Version], root: Path, name: str, number: int) -> Version:
+    """A version that was found, or one that failed because it is not there."""
+    version = found.get(number)
+    if version is None:
+        version = Version(name, number, _file(root, name, number))
+        version.fail("there is no such version in the repository")
+    return version
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Which file lies at a path now; one that was replaced or written to is another. Raises OSError."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_loaded_already(version: Version, current: Version) -> bool:
+    """Whether what serves was loaded from the file that a version would be loaded from."""
+    if version.state is not State.FOUND or current.session is None:
+        return False
+    try:
+        return current.path == version.path and current.identity == _identity(version.path)
+    except OSError:
+        return False
+
+
 def _version_folders(folder: Path) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError:
         return iter(())
-    return (entry for entry in entries if _VERSION.fullmatch(entry.name) and (entry / MODEL_FILE).is_file())
+    return (entry for entry in entries if VERSION.fullmatch(entry.name) and (entry / MODEL_FILE).is_file())
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, FilePath, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, FilePath, SecretStr, WithJsonSchema, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from app.versions import LATEST, VersionPolicies, VersionPolicy, read_policies, read_policy
 
+_TEXT = {"type": "string"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 
 
@@ -39,6 +41,15 @@ class Settings(BaseSettings):
 
     default_model: str | None = None
     """Model that answers where a request names none; otherwise the first ready one in the order of names."""
+
+    version_policy: Annotated[VersionPolicy, NoDecode, BeforeValidator(read_policy), WithJsonSchema(_TEXT)] = LATEST
+    """Which versions of a model serve: `latest` (the highest), `latest:N` (the highest N), `all`, or `specific:1,3`
+    (just these); Triton's JSON will do too. Where a request names no version, the highest of them answers."""
+
+    version_policies: Annotated[
+        dict[str, VersionPolicy], NoDecode, BeforeValidator(read_policies), WithJsonSchema(_TEXT)
+    ] = {}
+    """The same for single models, as JSON: `{"NAME": "specific:2"}`."""
 
     max_body_bytes: Annotated[int, Field(ge=1)] = 16 << 20
     """Largest request body, also after decompression."""
@@ -130,6 +141,11 @@ class Settings(BaseSettings):
 
     docs: bool = True
     """Whether /docs and /openapi.json are served."""
+
+    @property
+    def policies(self) -> VersionPolicies:
+        """The version policy of every model."""
+        return VersionPolicies(self.version_policy, self.version_policies)
 
     @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod

@@ -26,7 +26,7 @@ def table(settings: type[BaseSettings]) -> str:
     for name, schema in settings.model_json_schema()["properties"].items():
         variable = f"`{settings.model_config['env_prefix']}{name.upper()}`"
         text = " ".join(schema["description"].split()).replace("|", "\\|")
-        rows.append(f"| {variable} | {_takes(schema)} | {_default(name, schema)} | {text} |")
+        rows.append(f"| {variable} | {_takes(schema)} | {_default(name, schema, settings)} | {text} |")
     return "\n".join(rows) + "\n"
 
 
@@ -49,9 +49,11 @@ def _takes(schema: dict[str, Any]) -> str:
     return _KINDS[schema["type"]] + limits
 
 
-def _default(name: str, schema: dict[str, Any]) -> str:
+def _default(name: str, schema: dict[str, Any], settings: type[BaseSettings]) -> str:
     value = schema.get("default")
-    if value is None or value == []:
+    if isinstance(value, dict) and value:
+        value = str(settings.model_fields[name].default)
+    if value is None or value in ([], {}):
         return "" if "default" in schema else "described there"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

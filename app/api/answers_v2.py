@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from app import metrics
 from app.api.schemas_v2 import (
+    AllPolicy,
     BatchStats,
     ConfigInput,
     ConfigOutput,
     DurationOut,
     IndexEntry,
     InferStats,
+    LatestPolicy,
     ModelConfig,
     ModelMetadata,
     ModelStatsOut,
     ServerMetadata,
+    SpecificPolicy,
     StatsAnswer,
     StringValue,
     TensorMetadata,
@@ -29,6 +34,7 @@ from app.tensors import TensorSpec, input_spec, output_specs
 EXTENSIONS = ["classification", "model_configuration", "model_repository", "statistics"]
 """Those that both protocols have."""
 PLATFORM = "signet"
+_POLICY: TypeAdapter[LatestPolicy | AllPolicy | SpecificPolicy] = TypeAdapter(LatestPolicy | AllPolicy | SpecificPolicy)
 ENCODED_PICTURES = "The input also takes BYTES [N]: encoded JPEG, PNG or WebP pictures, resized as the model wants."
 
 
@@ -63,6 +69,7 @@ def model_config(version: Version, service: Service) -> ModelConfig:
         name=version.name,
         platform=PLATFORM,
         backend=PLATFORM,
+        version_policy=_POLICY.validate_python(service.repository.policies.of(version.name).described()),
         max_batch_size=service.max_batch_images,
         input=[ConfigInput(name=pixels.name, data_type=f"TYPE_{pixels.datatype}", dims=list(pixels.shape))],
         output=[

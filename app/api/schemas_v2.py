@@ -55,15 +55,37 @@ class ModelReady(Answer):
 
 
 class LatestVersions(Answer):
-    """How many of the highest versions serve where none is named."""
+    """How many of the highest versions serve."""
 
-    num_versions: int = 1
+    num_versions: int
 
 
-class VersionPolicy(Answer):
-    """Which versions serve where none is named."""
+class LatestPolicy(Answer):
+    """The highest versions serve."""
 
-    latest: LatestVersions = Field(default_factory=LatestVersions)
+    latest: LatestVersions
+
+
+class AllVersions(Answer):
+    """Nothing more is to be said."""
+
+
+class AllPolicy(Answer):
+    """Every version in the repository serves."""
+
+    all: AllVersions
+
+
+class SpecificVersions(Answer):
+    """The versions that serve."""
+
+    versions: list[int]
+
+
+class SpecificPolicy(Answer):
+    """These versions serve and no others."""
+
+    specific: SpecificVersions
 
 
 class ConfigInput(Answer):
@@ -95,7 +117,7 @@ class ModelConfig(Answer):
     name: str
     platform: str
     backend: str
-    version_policy: VersionPolicy = Field(default_factory=VersionPolicy)
+    version_policy: LatestPolicy | AllPolicy | SpecificPolicy
     max_batch_size: int
     input: list[ConfigInput]
     output: list[ConfigOutput]

@@ -48,7 +48,9 @@ class Local:
             if model is not None and (model.endswith(".safetensors") or "/" in model):
                 session = loader(settings.threads)(Path(model))
             else:
-                repository = Repository(settings.models, loader(settings.threads), settings.default_model)
+                repository = Repository(
+                    settings.models, loader(settings.threads), settings.default_model, settings.policies
+                )
                 repository.load_all()
                 if model is None and task is not None:
                     model = repository.default_for(task)

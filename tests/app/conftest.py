@@ -32,6 +32,6 @@ def slow_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(zoo: Path) -> Iterator[Server]:
     """The service with a small limit on bodies, shared by all tests that leave it as it was."""
-    running = Server(zoo, default_model="random", max_body_bytes=4 << 20)
+    running = Server(zoo, default_model="random", version_policy="all", max_body_bytes=4 << 20)
     yield running
     running.close()

@@ -107,7 +107,6 @@ def test_models_lists_the_repository(zoo: Path) -> None:
     assert [line.split()[:3] for line in ended.stdout.splitlines()[1:]] == [
         ["colour", "1", "ready"],
         ["dots", "1", "ready"],
-        ["random", "1", "ready"],
         ["random", "2", "ready"],
     ]
 

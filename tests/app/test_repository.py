@@ -12,6 +12,7 @@ import pytest
 from app.engine import loader
 from app.errors import Problem, ServiceError
 from app.repository import Repository, State
+from app.versions import ALL, VersionPolicies
 from tests.helpers import packed, pictures
 from tests.helpers.server import Server
 
@@ -23,7 +24,7 @@ def model(root: Path, name: str, version: str = "1", seed: int = 0) -> Path:
 
 
 def opened(*roots: Path, default: str | None = None) -> Repository:
-    repository = Repository(roots, loader(1), default)
+    repository = Repository(roots, loader(1), default, VersionPolicies(ALL))
     repository.load_all()
     return repository
 
