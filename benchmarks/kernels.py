@@ -3,7 +3,7 @@ own ceiling and against the same convolution in other runtimes.
 
 The ceiling is xor + popcount + add on registers alone, of the same instruction set, measured in the same round.
 The kernel reads packed bits, applies scale and bias a channel, and writes float32, as in a network; the weights
-are repacked beforehand. MACs are the nominal ones (out pixels x taps x channels in x channels out); taps on the
+are repacked beforehand. `sums` is the same kernel without scale, bias and writing: its sums end in registers. MACs are the nominal ones (out pixels x taps x channels in x channels out); taps on the
 zero padding are skipped, so a small map can pass the ceiling. With --peers, OpenVINO (whose CPU kernels are oneDNN's)
 runs the convolution with real weights in float32 and int8, from float32 activations to float32; its time is that of a
 whole call, so at small maps it is mostly the call.
@@ -31,8 +31,8 @@ SHAPE_PEERS = ("OpenVINO float32", "OpenVINO int8")
 SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())
 
 
-def program(shape: dict[str, Any], isa: str) -> tuple[_engine.Program, int]:
-    """A program of that one convolution, and its MACs."""
+def program(shape: dict[str, Any], isa: str, *, written: bool = True) -> tuple[_engine.Program, int]:
+    """A program of that one convolution, and its MACs. Unless `written`, its sums are dropped."""
     size, channels, out = shape["size"], shape["channels"], shape["out"]
     side = window(size, shape["kernel"], shape["stride"], shape["padding"])
     room = -(-size * size * words(channels) * 8 // 64) * 64
@@ -46,32 +46,36 @@ def program(shape: dict[str, Any], isa: str) -> tuple[_engine.Program, int]:
     vector = rng.standard_normal(out).astype(np.float32)
     stages = [_engine.Stage.scale(vector), _engine.Stage.shift(vector), _engine.Stage.store(target)]
     sliding = _engine.Sliding(**pair, dilation=(1, 1))
-    made.binary_conv2d(source, side, side, out, sliding, 1, weight, stages)
+    made.binary_conv2d(source, side, side, out, sliding, 1, weight, stages if written else [])
     return made, side * side * taps * channels * out
 
 
 def measure(isas: list[str], rounds: int) -> list[dict[str, Any]]:
     """The median over rounds of each shape's rate and of its share of the ceiling."""
     pixel = np.zeros((1, 1, 1, 3), np.uint8)
-    programs = {(isa, i): program(shape, isa) for isa in isas for i, shape in enumerate(SHAPES)}
-    rates: dict[tuple[str, int], list[float]] = {key: [] for key in programs}
+    kinds = [(isa, i, written) for isa in isas for i in range(len(SHAPES)) for written in (True, False)]
+    programs = {(isa, i, written): program(SHAPES[i], isa, written=written) for isa, i, written in kinds}
+    rates: dict[tuple[str, int, bool], list[float]] = {key: [] for key in programs}
+    shares: dict[tuple[str, int, bool], list[float]] = {key: [] for key in programs}
     ceilings: dict[str, list[float]] = {isa: [] for isa in isas}
     for _ in range(rounds):
         for isa in isas:
             ceilings[isa].append(_engine.ceiling(isa, 0.02))
-            for i in range(len(SHAPES)):
-                made, macs = programs[isa, i]
-                rates[isa, i].append(macs / made.profile(pixel, 10)[0])
+        for key, (made, macs) in programs.items():
+            rates[key].append(macs / made.profile(pixel, 10)[0])
+            shares[key].append(rates[key][-1] / ceilings[key[0]][-1])
     return [
         {
             "isa": isa,
             **SHAPES[i],
-            "gmacs": statistics.median(rates[isa, i]) / 1e9,
+            "gmacs": statistics.median(rates[isa, i, True]) / 1e9,
             "ceiling_gmacs": statistics.median(ceilings[isa]) / 1e9,
-            "ms": statistics.median(programs[isa, i][1] / rate for rate in rates[isa, i]) * 1e3,
-            "share": statistics.median(r / c for r, c in zip(rates[isa, i], ceilings[isa], strict=True)),
+            "ms": programs[isa, i, True][1] / statistics.median(rates[isa, i, True]) * 1e3,
+            "share": statistics.median(shares[isa, i, True]),
+            "share_sums": statistics.median(shares[isa, i, False]),
         }
-        for isa, i in programs
+        for isa in isas
+        for i in range(len(SHAPES))
     ]
 
 
@@ -116,14 +120,14 @@ def main() -> None:
         return
     print(", ".join(f"{k} {v}" for k, v in machine.items()), f"; one thread, n = {options.rounds} rounds, medians")
     heads = "".join(f"{name:>26}" for name in rows[0].get("peers_ms", ()))
-    print(f"{'isa':<18}{'convolution':<44}{'GMAC/s':>8}{'ceiling':>9}{'share':>8}{'ms':>9}{heads}")
+    print(f"{'isa':<18}{'convolution':<44}{'GMAC/s':>8}{'ceiling':>9}{'share':>8}{'sums':>8}{'ms':>9}{heads}")
     for row in rows:
         shape = f"{row['size']}x{row['size']}x{row['channels']} -> {row['out']} /{row['stride']}"
         name = f"{shape:<22}{row['network']} {row['layer']}"
         peers = "".join(f"{ms:>12.3f} ms {ms / row['ms']:>8.1f} x" for ms in row.get("peers_ms", {}).values())
         print(
             f"{row['isa']:<18}{name:<44}{row['gmacs']:>8.0f}{row['ceiling_gmacs']:>9.0f}{row['share']:>8.0%}"
-            f"{row['ms']:>9.3f}{peers}"
+            f"{row['share_sums']:>8.0%}{row['ms']:>9.3f}{peers}"
         )
 
 

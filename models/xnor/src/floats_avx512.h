@@ -26,8 +26,8 @@ struct Floats {
         const __m512i rounded = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(128));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(rounded));
     }
-    static Vector minus_twice(Vector total, __m512i counts) {
-        return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(counts), _mm512_set1_ps(2), total);
+    static Vector minus_twice(Vector total, Vector counts) {
+        return _mm512_fnmadd_ps(counts, _mm512_set1_ps(2), total);
     }
     static Vector prelu(Vector x, Vector slope) {
         return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), x, slope);

@@ -82,9 +82,9 @@ struct Words {
     static constexpr int kBudget = 31;
     static constexpr bool kFinish = true;
 
-    static Vector zero() { return _mm256_setzero_si256(); }
+    static Vector set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
     static Vector load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
-    static Vector broadcast(const uint32_t* from) { return _mm256_set1_epi32(static_cast<int>(*from)); }
+    static Vector broadcast(const uint32_t* from) { return set1(*from); }
     static Vector add(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
         const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3,
@@ -99,8 +99,8 @@ struct Words {
         return _mm256_madd_epi16(_mm256_maddubs_epi16(sum, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
     }
     static void store(int32_t* to, Vector sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
-    static Floats::Vector counts(const Vector* sums, int group) {
-        return {_mm256_cvtepi32_ps(sums[2 * group]), _mm256_cvtepi32_ps(sums[2 * group + 1])};
+    static Floats::Vector as_floats(const Vector* sums, int group) {
+        return {_mm256_castsi256_ps(sums[2 * group]), _mm256_castsi256_ps(sums[2 * group + 1])};
     }
     static void keep(Vector& x) { asm volatile("" : "+x"(x)); }
 };

@@ -19,16 +19,16 @@ struct Words {
     static constexpr int kBudget = 0;
     static constexpr bool kFinish = true;
 
-    static Vector zero() { return _mm512_setzero_si512(); }
+    static Vector set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
     static Vector load(const uint32_t* from) { return _mm512_loadu_si512(from); }
-    static Vector broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+    static Vector broadcast(const uint32_t* from) { return set1(*from); }
     static Vector add(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
     static Vector add_count(Vector sum, Vector x, Vector w) {
         return _mm512_add_epi32(sum, _mm512_popcnt_epi32(_mm512_xor_si512(x, w)));
     }
     static Vector widen(Vector sum) { return sum; }
     static void store(int32_t* to, Vector sum) { _mm512_storeu_si512(to, sum); }
-    static __m512i counts(const Vector* sums, int group) { return sums[group]; }
+    static Floats::Vector as_floats(const Vector* sums, int group) { return _mm512_castsi512_ps(sums[group]); }
     static void keep(Vector& x) { asm volatile("" : "+v"(x)); }
 };
 

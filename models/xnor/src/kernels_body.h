@@ -125,7 +125,8 @@ __attribute__((noinline)) void finish_pixels(const FinishTile& tile) {
             const Floats::Vector total = Floats::set1(tile.total);
             const int32_t* counts = tile.counts + lane;
             repeat<P>([&](auto p) XNOR_INLINE {
-                x[p] = Floats::minus_twice(total, Floats::load_counts(counts + p * kTileLanes));
+                const Floats::Vector count = Floats::from_counts(Floats::load_counts(counts + p * kTileLanes));
+                x[p] = Floats::minus_twice(total, count);
             });
         } else if (tile.sums) {
             const int32_t* sums = tile.sums + lane;
@@ -159,38 +160,55 @@ void finish(const FinishTile& tile) {
 
 // ---- binary convolution: channels in lanes, half an activation word broadcast ----------------------------
 
+// Counts that stay in registers begin as the bits of 2^23: bits of a float to which a count is added are those of
+// 2^23 + count, so that no conversion is due. 2^24 + total - 2 (2^23 + count) is exact as long as totals are even.
+constexpr uint32_t kCountBase = 0x4b000000;
+constexpr float kTwiceCountBase = 16777216.0f;
+
+inline bool total_suits_base(float total) {
+    const int32_t whole = static_cast<int32_t>(total);
+    return whole % 2 == 0 && whole < 1 << 22;
+}
+
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
-// byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals.
-// With `out`, the counts go on to their values while still in registers; else to the tile buffer.
-template <int P, int NV, bool Finish, int Halves, class W = Words>
+// byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals; windows of no more steps
+// are `Short` and need no totals. With `out`, whose total suits kCountBase, the counts go on to their values while
+// still in registers; else to the tile buffer.
+template <int P, int NV, bool Finish, int Halves, bool Short, class W = Words>
 __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
                                            const FinishTile* out) {
+    constexpr bool kBytes = Words::kBudget != 0;
+    constexpr bool kTotals = kBytes && !Short;
+    constexpr int64_t kStep = 3 - Halves;
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
-    constexpr int64_t kStep = 3 - Halves;
+    const int64_t steps = Halves * window.run;
+    const int64_t full_budget =
+        steps <= Words::kBudget ? Words::kBudget / (kBytes ? steps : 1) * steps : Words::kBudget;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
         const uint32_t* pixel[P];
-        Words::Vector sums[P * NV];
+        Words::Vector sums[P * NV], totals[kTotals ? P * NV : 1];
+        const Words::Vector start = Finish ? Words::set1(kCountBase) : Words::set1(0);
         repeat<P>([&](auto p) XNOR_INLINE {
             pixel[p] = reinterpret_cast<const uint32_t*>(tile.input + window.in_offset[first_pixel + p]);
         });
-        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
-        Words::Vector totals[Words::kBudget != 0 ? P * NV : 1];
-        if constexpr (Words::kBudget != 0) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = Words::zero(); });
-        int budget = Words::kBudget;
+        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = kBytes ? Words::set1(0) : start; });
+        if constexpr (kTotals) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = start; });
+        int64_t budget = full_budget;
         for (int row = 0; row < window.rows; ++row) {
             for (int col = 0; col < window.cols; ++col) {
                 const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
                 int64_t at = 2 * (row * window.in_row + col * window.in_col);
-                int64_t left = Halves * window.run;
-                while (left > 0) {
+                int64_t left = steps;
+                do {
                     int64_t part = left;
-                    if constexpr (Words::kBudget != 0) {
+                    if constexpr (kTotals) {
                         if (part > budget) part = budget;
-                        budget -= static_cast<int>(part);
+                        budget -= part;
+                        left -= part;
                     }
-                    left -= part;
-                    for (const int64_t end = at + part * kStep; at < end; at += kStep) {
+                    const int64_t end = at + part * kStep;
+                    do {
                         Words::Vector w[NV];
                         repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
                         repeat<P>([&](auto p) XNOR_INLINE {
@@ -200,28 +218,31 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                             });
                         });
                         weight += lanes;
-                    }
-                    if constexpr (Words::kBudget != 0) {
+                        at += kStep;
+                    } while (at < end);
+                    if constexpr (kTotals) {
                         if (budget == 0) {
                             repeat<P * NV>([&](auto i) XNOR_INLINE {
                                 totals[i] = Words::add(totals[i], Words::widen(sums[i]));
-                                sums[i] = Words::zero();
+                                sums[i] = Words::set1(0);
                             });
-                            budget = Words::kBudget;
+                            budget = full_budget;
                         }
                     }
-                }
+                } while (kTotals && left > 0);
             }
         }
-        if constexpr (Words::kBudget != 0)
-            repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = Words::add(totals[i], Words::widen(sums[i])); });
+        if constexpr (kBytes)
+            repeat<P * NV>([&](auto i) XNOR_INLINE {
+                sums[i] = Words::add(kTotals ? totals[kTotals ? int(i) : 0] : start, Words::widen(sums[i]));
+            });
         if constexpr (Finish) {
-            const Floats::Vector total = Floats::set1(out->total);
+            const Floats::Vector total = Floats::set1(kTwiceCountBase + out->total);
             constexpr int kGroups = NV * Words::kLanes / kLanes;
             Floats::Vector x[P * kGroups];
             repeat<P>([&](auto p) XNOR_INLINE {
                 repeat<kGroups>([&](auto v) XNOR_INLINE {
-                    x[p * kGroups + v] = Floats::minus_twice(total, W::counts(sums + p * NV, v));
+                    x[p * kGroups + v] = Floats::minus_twice(total, W::as_floats(sums + p * NV, v));
                 });
             });
             run_stages<P, kGroups>(*out, out->out_pixel + first_pixel, out->channel + first_lane, x);
@@ -235,39 +256,49 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
 }
 
 // Pixels [begin, end), a multiple of P, of all the tile's lanes; of those that are finished, with `out`.
-template <int P, bool Finish, int Halves>
+template <int P, bool Finish, int Halves, bool Short>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kVectors = Words::kVectors;
     constexpr int kWide = kVectors * Words::kLanes;
     constexpr int kNarrow = kLanes / Words::kLanes;
     const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
-    for (; lane + kWide <= lanes; lane += kWide) count_block<P, kVectors, Finish, Halves>(tile, begin, end, lane, out);
+    for (; lane + kWide <= lanes; lane += kWide)
+        count_block<P, kVectors, Finish, Halves, Short>(tile, begin, end, lane, out);
     if constexpr (kVectors > 2 * kNarrow)
         for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
-            count_block<P, 2 * kNarrow, Finish, Halves>(tile, begin, end, lane, out);
-    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish, Halves>(tile, begin, end, lane, out);
+            count_block<P, 2 * kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
+}
+
+template <bool Finish, int Halves, bool Short>
+inline void count_strip(const BinaryTile& tile, const FinishTile* out) {
+    const int end = tile.window.pixels;
+    const int rest = end % Words::kPixels;
+    if (end > rest) count_pixels<Words::kPixels, Finish, Halves, Short>(tile, 0, end - rest, out);
+    switch (rest) {
+        case 1:
+            return count_pixels<1, Finish, Halves, Short>(tile, end - rest, end, out);
+        case 2:
+            return count_pixels<2, Finish, Halves, Short>(tile, end - rest, end, out);
+        case 3:
+            return count_pixels<3, Finish, Halves, Short>(tile, end - rest, end, out);
+        case 4:
+            return count_pixels<4, Finish, Halves, Short>(tile, end - rest, end, out);
+        case 5:
+            return count_pixels<5, Finish, Halves, Short>(tile, end - rest, end, out);
+        default:
+            return;
+    }
 }
 
 template <bool Finish, int Halves>
 inline void count_halves(const BinaryTile& tile, const FinishTile* out) {
-    const int end = tile.window.pixels;
-    const int rest = end % Words::kPixels;
-    if (end > rest) count_pixels<Words::kPixels, Finish, Halves>(tile, 0, end - rest, out);
-    switch (rest) {
-        case 1:
-            return count_pixels<1, Finish, Halves>(tile, end - rest, end, out);
-        case 2:
-            return count_pixels<2, Finish, Halves>(tile, end - rest, end, out);
-        case 3:
-            return count_pixels<3, Finish, Halves>(tile, end - rest, end, out);
-        case 4:
-            return count_pixels<4, Finish, Halves>(tile, end - rest, end, out);
-        case 5:
-            return count_pixels<5, Finish, Halves>(tile, end - rest, end, out);
-        default:
-            return;
-    }
+    const Window& window = tile.window;
+    if (Words::kBudget != 0 && Halves * window.rows * window.cols * window.run <= Words::kBudget)
+        count_strip<Finish, Halves, Words::kBudget != 0>(tile, out);
+    else
+        count_strip<Finish, Halves, false>(tile, out);
 }
 
 template <bool Finish>
@@ -295,7 +326,7 @@ inline void finish_in_parts(const Tile& tile, const FinishTile& out, const Sum& 
 
 void binary(const BinaryTile& tile, const FinishTile* out) {
     if (!out) return count_tile<false>(tile, nullptr);
-    if (Words::kFinish) return count_tile<Words::kFinish>(tile, out);
+    if (Words::kFinish && total_suits_base(out->total)) return count_tile<Words::kFinish>(tile, out);
     finish_in_parts(tile, *out, [](const BinaryTile& part) { count_tile<false>(part, nullptr); });
 }
 
@@ -308,7 +339,7 @@ int64_t ceiling(int64_t rounds) {
         w[v] = Words::load(seed);
         Words::keep(w[v]);
     });
-    repeat<kSums>([&](auto i) XNOR_INLINE { sums[i] = Words::zero(); });
+    repeat<kSums>([&](auto i) XNOR_INLINE { sums[i] = Words::set1(0); });
     Words::Vector x = Words::broadcast(seed);
     for (int64_t round = 0; round < rounds; ++round) {
         repeat<Words::kPixels>([&](auto p) XNOR_INLINE {

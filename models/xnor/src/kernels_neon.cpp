@@ -18,7 +18,7 @@ struct Words {
     static constexpr int kBudget = 31;
     static constexpr bool kFinish = false;
 
-    static Vector zero() { return vdupq_n_u32(0); }
+    static Vector set1(uint32_t x) { return vdupq_n_u32(x); }
     static Vector load(const uint32_t* from) { return vld1q_u32(from); }
     static Vector broadcast(const uint32_t* from) { return vld1q_dup_u32(from); }
     static Vector add(Vector a, Vector b) { return vaddq_u32(a, b); }

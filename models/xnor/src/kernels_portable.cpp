@@ -16,13 +16,13 @@ struct Words {
     static constexpr int kBudget = 31;
     static constexpr bool kFinish = false;
 
-    static Vector zero() { return Vector{}; }
+    static Vector set1(uint32_t x) { return Vector{x, x, x, x}; }
     static Vector load(const uint32_t* from) {
         Vector x;
         __builtin_memcpy(&x, from, sizeof x);
         return x;
     }
-    static Vector broadcast(const uint32_t* from) { return Vector{*from, *from, *from, *from}; }
+    static Vector broadcast(const uint32_t* from) { return set1(*from); }
     static Vector add(Vector a, Vector b) { return a + b; }
     static Vector add_count(Vector sum, Vector x, Vector w) {
         Vector d = x ^ w;
