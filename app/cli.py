@@ -74,6 +74,8 @@ def serve(
     Example: signet serve --port 9000 --models my-zoo
     """
     settings = _settings(host=host, port=port, models=models, default_model=default_model, workers=workers)
+    if settings.otel:
+        _check_tracing()
     if ray:
         raise typer.Exit(_serve_on_cluster(settings))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: not used here, and in the way of a fork
@@ -308,6 +310,15 @@ def _settings(**given: object) -> Settings:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
         _fail(f"SIGNET_{name.upper()} or --{name.replace('_', '-')}: {first['msg']}")
+
+
+def _check_tracing() -> None:
+    try:
+        from app.otel import exporter
+
+        exporter()
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _serve_on_cluster(settings: Settings) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -26,6 +27,9 @@ from app.scheduler import Scheduler
 from app.service import Service
 from app.settings import Settings
 from app.workers import Shared
+
+if TYPE_CHECKING:
+    from app.otel import Tracing
 
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Encoding", v2.HEADER_LENGTH, "X-API-Key", "X-Request-ID")
 CORS_ANSWER_HEADERS = (v2.HEADER_LENGTH, "Retry-After", "X-Request-ID")
@@ -59,6 +63,7 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
         max_batch_images=min(settings.max_batch_images, settings.max_queue_images),
     )
     fleet = Fleet(repository, service.statistics, folder, slot)
+    tracing = _tracing(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +71,8 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
         yield
         fleet.close()
         scheduler.close()
+        if tracing is not None:
+            await tracing.close()
 
     app = FastAPI(
         title="Signet",
@@ -95,7 +102,7 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
             allow_headers=CORS_REQUEST_HEADERS,
             expose_headers=CORS_ANSWER_HEADERS,
         )
-    app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle)
+    app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle, tracing=tracing)
     for router in (page.router, operations.router, v2.health):
         app.include_router(router)
     refusals = documented(Problem.UNAUTHORIZED, Problem.RATE_LIMITED)
@@ -104,3 +111,12 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
     if settings.docs:
         app.include_router(docs.router)
     return app
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """What sends spans to OpenTelemetry; None unless that is asked for. Raises ValueError where it cannot."""
+    if not settings.otel:
+        return None
+    from app.otel import Tracing
+
+    return Tracing()

@@ -1,8 +1,8 @@
 """Pure ASGI middleware around every route.
 
-`Observe` gives each request its id, its security headers, its line in the log and its place in the metrics, and turns
-what nothing else caught into a 500. `Guard` refuses requests while the service drains or is full, and bodies that are
-too large or too slow.
+`Observe` gives each request its id, its security headers, its line in the log, its place in the metrics and, where that
+is wanted, its span, and turns what nothing else caught into a 500. `Guard` refuses requests while the service drains or
+is full, and bodies that are too large or too slow.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,9 @@ from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
 from app.trace import Trace, open_trace, trace_of
+
+if TYPE_CHECKING:
+    from app.otel import Tracing
 
 ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Paths that answer while the service drains: whoever watches it must see that."""
@@ -69,12 +73,13 @@ def computing_route(method: str, path: str) -> str | None:
 
 
 class Observe:
-    """Request id, security headers, access log, metrics, and the last resort for exceptions."""
+    """Request id, security headers, access log, metrics, spans, and the last resort for exceptions."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracing: Tracing | None = None) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -82,6 +87,8 @@ class Observe:
             await self.app(scope, receive, send)
             return
         trace = open_trace(scope, Headers(scope=scope).get("x-request-id"))
+        if self.tracing is not None:
+            trace.intervals = []
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -109,6 +116,10 @@ class Observe:
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
         route, client = _route(scope, trace), scope.get("client")
+        watcher = route in ALWAYS_ANSWERED and status < 400
+        more = {}
+        if self.tracing is not None and not watcher:
+            more["trace_id"] = self.tracing.record(scope, trace, route, status)
         access.record(
             self.metrics,
             trace,
@@ -116,7 +127,8 @@ class Observe:
             route=route,
             status=status,
             client=client[0] if client else None,
-            level=logging.DEBUG if route in ALWAYS_ANSWERED and status < 400 else logging.INFO,
+            level=logging.DEBUG if watcher else logging.INFO,
+            **more,
         )
 
 

@@ -56,6 +56,7 @@ class PreparedPeople:
     boxes, squares : where each was asked for, and what was cut out, in pixels of the upright original.
     width, height : of the upright original.
     canvas : the picture to draw into, at most `OVERLAY_PX` long; None where nothing is drawn.
+    begun : `time.monotonic` instant at which work on it began.
     decode_s, preprocess_s : the seconds spent.
     """
 
@@ -65,6 +66,7 @@ class PreparedPeople:
     width: int
     height: int
     canvas: Image.Image | None
+    begun: float
     decode_s: float
     preprocess_s: float
 
@@ -188,6 +190,7 @@ def prepare_people(
         picture.width,
         picture.height,
         canvas,
+        begun,
         decoded - begun,
         time.monotonic() - decoded,
     )

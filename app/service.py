@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -43,11 +44,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture as the network takes it, the upright original's size, and the seconds spent."""
+    """A picture as the network takes it, the upright original's size, when work on it began, and the seconds spent."""
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
+    begun: float
     decode_s: float
     preprocess_s: float
 
@@ -70,7 +72,7 @@ def prepare_bytes(data: bytes, spec: InputSpec, max_pixels: int) -> Prepared:
     picture = decode(data, max_pixels=max_pixels, needed_px=longest_side_px(spec))
     decoded = time.monotonic()
     pixels = prepare(picture.image, spec)
-    return Prepared(pixels, picture.width, picture.height, decoded - begun, time.monotonic() - decoded)
+    return Prepared(pixels, picture.width, picture.height, begun, decoded - begun, time.monotonic() - decoded)
 
 
 def top_predictions(logits: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
@@ -277,12 +279,14 @@ class Service:
                     raise
                 return error, 0.0
 
-        found = await asyncio.gather(*(one(prepare) for prepare in work))
+        submitted = time.monotonic()
+        with _waiting(trace, submitted):
+            found = await asyncio.gather(*(one(prepare) for prepare in work))
+        trace.add("queue", max(waited for _, waited in found), submitted)
         for prepared, _ in found:
             if not isinstance(prepared, ServiceError):
-                trace.add("decode", prepared.decode_s)
-                trace.add("preprocess", prepared.preprocess_s)
-        trace.add("queue", max(waited for _, waited in found))
+                trace.add("decode", prepared.decode_s, prepared.begun)
+                trace.add("preprocess", prepared.preprocess_s, prepared.begun + prepared.decode_s)
         return [prepared for prepared, _ in found]
 
     async def _run(
@@ -300,15 +304,28 @@ class Service:
         They count as `images` pictures where they are not the length of `pixels`.
         """
         images = len(pixels) if images is None else images
-        ran = await self.scheduler.inference.run(session, pixels, deadline)
-        trace.add("queue", ran.waited_s)
-        trace.add("infer", ran.infer_s)
+        submitted = time.monotonic()
+        with _waiting(trace, submitted):
+            ran = await self.scheduler.inference.run(session, pixels, deadline)
+        trace.add("queue", ran.waited_s, submitted)
+        trace.add("infer", ran.infer_s, submitted + ran.waited_s)
         run_images = images if ran.run_images == len(pixels) else ran.run_images
         self.statistics.of(version.name, version.version).ran(images, run_images, trace)
         self.metrics.images.labels(version.name).inc(images)
         if run_images:
             self.metrics.batch_images.observe(run_images)
         return ran.outputs
+
+
+@contextmanager
+def _waiting(trace: Trace, since: float) -> Iterator[None]:
+    """Note the wait of a request that its deadline ended."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.problem is Problem.DEADLINE:
+            trace.note("queue", since, time.monotonic() - since)
+        raise
 
 
 def _stack(prepared: Sequence[Prepared | ServiceError]) -> NDArray[np.uint8]:

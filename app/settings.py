@@ -136,6 +136,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
+    otel: bool = False
+    """Whether requests are traced with OpenTelemetry, which takes `pip install 'signet[otel]'`. OpenTelemetry's own
+    variables say where spans go and which are kept, `OTEL_EXPORTER_OTLP_ENDPOINT` first of all."""
+
     page: bool = True
     """Whether / shows browsers a page to try the models; otherwise everybody gets the index as JSON."""
 

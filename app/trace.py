@@ -28,6 +28,7 @@ class Trace:
     problem : the slug of the problem that it was answered with.
     stages : seconds by stage.
     deadline : `time.monotonic` instant after which the client wants no answer any more.
+    intervals : each stretch of a stage with the instants of its beginning and end, where somebody wants to know.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class Trace:
     problem: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
     deadline: float = math.inf
+    intervals: list[tuple[str, float, float]] | None = None
 
     def answer_within(self, seconds: float) -> None:
         """Note that the client waits for so long, from when the request's headers were there; the shortest counts."""
@@ -52,9 +54,15 @@ class Trace:
         finally:
             self.add(name, time.monotonic() - begun)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add to the time of a stage."""
+    def add(self, name: str, seconds: float, begun: float | None = None) -> None:
+        """Add to the time of a stage, by default for what has just ended."""
         self.stages[name] = self.stages.get(name, 0.0) + seconds
+        self.note(name, time.monotonic() - seconds if begun is None else begun, seconds)
+
+    def note(self, name: str, begun: float, seconds: float) -> None:
+        """Keep when a stage was, where somebody wants to know."""
+        if self.intervals is not None:
+            self.intervals.append((name, begun, begun + seconds))
 
     @property
     def elapsed(self) -> float:
