@@ -7,9 +7,10 @@
 #   make format           let ruff and clang-format rewrite the sources
 #   make docs             write the tables of settings in docs/operations.md anew
 #
-# Slow checks; the last two leave the log of their last run in docs/:
+# Slow checks; the last three leave the log of their last run in docs/:
 #
 #   make chaos            a minute of good, bad and vanishing requests against the service (CHAOS_ARGS)
+#   make soak             ten minutes of ordinary requests: no error, flat memory (SOAK_ARGS)
 #   make image-test       build the container image and try it as it is deployed (needs docker, or buildah and podman)
 #   make ray-test         try the service on a Ray cluster of two nodes
 #
@@ -37,7 +38,7 @@ HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$nam
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format docs chaos image-test ray-test sanitize clean
+.PHONY: serve test lint format docs chaos soak image-test ray-test sanitize clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -73,6 +74,9 @@ chaos: $(VENV)/.development
 	$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)
 
 # The log shows the run as it goes, and stays as docs/*.log; the last line is PASSED or FAILED.
+soak: $(VENV)/.development
+	set -o pipefail; $(BIN)/python -m tests.e2e.soak --figure docs/soak.png $(SOAK_ARGS) | tee docs/soak.log
+
 image-test:
 	set -o pipefail; deploy/test_image.sh 2>&1 | tee docs/image-test.log
 

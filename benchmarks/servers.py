@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 PEERS = Path(__file__).with_name("peers")
-START_S, STOP_S = 120, 20
+START_S, STOP_S = 120, 40
 LOG_LINES = 30
 
 
@@ -129,11 +129,12 @@ class Running:
             self.stop()
 
 
-def signet(*zoos: Path, options: Sequence[str] = (), **settings: object) -> Running:
-    """Our service over repositories, with more options; settings are named as in the environment, without `SIGNET_`."""
+def signet(*zoos: Path, options: Sequence[str] = (), cpus: str | None = None, **settings: object) -> Running:
+    """Our service over repositories, with more options, held to CPUs; settings without their `SIGNET_`."""
     port = free_port()
     models = [part for zoo in zoos for part in ("--models", str(zoo))]
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), *models, *options]
+    held = ["taskset", "--cpu-list", cpus] if cpus else []
+    command = [*held, sys.executable, "-m", "app.cli", "serve", "--port", str(port), *models, *options]
     environment = {f"SIGNET_{name.upper()}": str(value) for name, value in settings.items()}
     return Running(command, port, "/readyz", environment)
 

@@ -18,7 +18,7 @@ from app.cluster_settings import ClusterSettings
 from app.settings import Settings
 
 WORKFLOWS = "lint.yml", "test.yml", "wheels.yml"
-LOGS = {"image-test": "image-test.log", "ray-test": "ray-test.log"}
+LOGS = {"image-test": "image-test.log", "ray-test": "ray-test.log", "soak": "soak.log"}
 
 
 @pytest.fixture(scope="module")

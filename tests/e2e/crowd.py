@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,19 +47,25 @@ class Crowd:
         seconds: float,
         clients: int,
         every_s: float,
-        pause_s: float = 0.0,
+        *,
+        at_rest: bool = False,
         tell: Callable[[Sample], None] | None = None,
     ) -> list[Sample]:
-        """Send for so long, each client with a pause after each answer; a sample now and every `every_s`."""
+        """Send for so long; a sample now and every `every_s`, `at_rest` after all answers, before the next requests."""
         begun = time.monotonic()
         end = begun + seconds
-        threads = [threading.Thread(target=self._client, args=(seed, end, pause_s)) for seed in range(clients)]
+        busy = [threading.Lock() for _ in range(clients)]
+        threads = [threading.Thread(target=self._client, args=(seed, end, lock)) for seed, lock in enumerate(busy)]
         for thread in threads:
             thread.start()
         samples = []
         while True:
             now = time.monotonic()
-            sample = Sample(now - begun, self.sent.total(), self.server.tree_pss_bytes, self.server.rss_bytes)
+            with ExitStack() as held:
+                for lock in busy if at_rest else ():
+                    held.enter_context(lock)
+                pss, rss = self.server.tree_pss_bytes, self.server.tree_rss_bytes
+                sample = Sample(time.monotonic() - begun, self.sent.total(), pss, rss)
             samples.append(sample)
             if tell is not None:
                 tell(sample)
@@ -69,14 +76,15 @@ class Crowd:
             thread.join()
         return samples
 
-    def _client(self, seed: int, end: float, pause_s: float) -> None:
+    def _client(self, seed: int, end: float, busy: threading.Lock) -> None:
         choose = random.Random(seed)
         with httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=60) as http:
             while time.monotonic() < end:
                 kind = choose.choice(self.kinds)
-                self.sent[kind.__name__] += 1
-                try:
-                    kind(choose, http)
-                except Exception as error:
-                    self.failures.append(f"{kind.__name__}: {error!r}")
-                time.sleep(pause_s)
+                with busy:
+                    self.sent[kind.__name__] += 1
+                    try:
+                        kind(choose, http)
+                    except Exception as error:
+                        self.failures.append(f"{kind.__name__}: {error!r}")
+                time.sleep(0.001)  # a lock is not fair: who waits for it gets a chance

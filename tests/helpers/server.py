@@ -84,11 +84,19 @@ class Server:
     @property
     def tree_pss_bytes(self) -> int:
         """Memory of the service and its workers, pages that they share counted once."""
+        return self._tree_bytes("pss")
+
+    @property
+    def tree_rss_bytes(self) -> int:
+        """The same, shared pages counted for each; it does not depend on what else runs on the machine."""
+        return self._tree_bytes("rss")
+
+    def _tree_bytes(self, kind: str) -> int:
         whole = psutil.Process(self.process.pid)
         total = 0
         for process in (whole, *whole.children(recursive=True)):
             try:
-                total += process.memory_full_info().pss
+                total += getattr(process.memory_full_info(), kind)
             except psutil.NoSuchProcess:
                 continue
         return total
