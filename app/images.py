@@ -177,6 +177,23 @@ def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
+def denormalised(values: NDArray[np.float32], spec: InputSpec) -> NDArray[np.uint8]:
+    """The pixels whose normalised values `(pixel / 255 - mean) / std` these are, each rounded to the nearest.
+
+    `values` and result are `[N, height, width, 3]`. Raises ServiceError BAD_TENSOR for a value that no pixel has.
+    """
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    pixels = np.rint((values * std + mean) * np.float32(255))
+    if not ((pixels >= 0) & (pixels <= 255)).all():  # not finite, it is neither
+        low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+        detail = (
+            f"FP32 values have to be (pixel / 255 - mean) / std with the model's mean and std: {low:.3f} to {high:.3f}"
+        )
+        raise ServiceError(Problem.BAD_TENSOR, f"image: {detail} at the most.")
+    found: NDArray[np.uint8] = pixels.astype(np.uint8)
+    return found
+
+
 def _resized(image: Image.Image, spec: InputSpec) -> tuple[int, int]:
     """Size after the `crop` rule's resize: the shorter side is `short_side_px`, and both cover the input."""
     shorter = spec.resize.short_side_px or 0

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import Problem, ServiceError
-from app.images import decode, longest_side_px, prepare
+from app.images import decode, denormalised, longest_side_px, prepare
 from app.metrics import Metrics
 from app.poses import Box, Poses, PreparedPeople, finish, prepare_people, session_keypoints, with_mirrored
 from app.repository import Repository, Session, Version
@@ -242,17 +242,25 @@ class Service:
         return found
 
     async def infer(
-        self, images: NDArray[np.uint8] | Sequence[bytes], version: Version, session: Session, trace: Trace
+        self,
+        images: NDArray[np.uint8] | NDArray[np.float32] | Sequence[bytes],
+        version: Version,
+        session: Session,
+        trace: Trace,
     ) -> Mapping[str, NDArray[Any]]:
-        """All outputs for a batch of pixels `[N, height, width, 3]` or of encoded pictures.
+        """All outputs for a batch of pixels or normalised pixels `[N, height, width, 3]`, or of encoded pictures.
 
         Raises ServiceError for whatever keeps any of them from being answered.
         """
         statistics = self.statistics.of(version.name, version.version)
         with statistics.request(trace), self.scheduler.admit(len(images), trace.deadline) as deadline:
             if not isinstance(images, np.ndarray):
-                images = _stack(await self._prepare(images, session, deadline, trace))
-            outputs = await self._run(images, version, session, deadline, trace)
+                pixels = _stack(await self._prepare(images, session, deadline, trace))
+            elif images.dtype == np.uint8:
+                pixels = images.astype(np.uint8, copy=False)
+            else:
+                pixels = await self._denormalised(images.astype(np.float32, copy=False), session, deadline, trace)
+            outputs = await self._run(pixels, version, session, deadline, trace)
             with trace.stage("postprocess"):
                 if not all(np.isfinite(values).all() for values in outputs.values()):
                     raise ServiceError(Problem.MODEL_UNAVAILABLE, "The model's answer is not finite.", retry_after_s=30)
@@ -265,6 +273,22 @@ class Service:
         spec = session.file.header.input
         work = [partial(prepare_bytes, data, spec, self.max_pixels) for data in pictures]
         return await self._side_by_side(work, deadline, trace)
+
+    async def _denormalised(
+        self, values: NDArray[np.float32], session: Session, deadline: float, trace: Trace
+    ) -> NDArray[np.uint8]:
+        """The pixels of normalised ones. Raises ServiceError BAD_TENSOR."""
+
+        def timed() -> tuple[NDArray[np.uint8], float, float]:
+            begun = time.monotonic()
+            return denormalised(values, session.file.header.input), begun, time.monotonic() - begun
+
+        submitted = time.monotonic()
+        with _waiting(trace, submitted):
+            (pixels, begun, spent_s), waited_s = await self.scheduler.decoding.run(timed, deadline)
+        trace.add("queue", waited_s, submitted)
+        trace.add("preprocess", spent_s, begun)
+        return pixels
 
     async def _side_by_side(
         self, work: Sequence[Callable[[], P]], deadline: float, trace: Trace

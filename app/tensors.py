@@ -1,8 +1,9 @@
 """The Open Inference Protocol V2 on the wire: requests become pictures, outputs become tensors.
 
-A model has one input, `image`. It is advertised as UINT8 `[N, height, width, 3]`, the pixels that the network takes,
-and it takes as well BYTES `[N]` (or `[N, 1]`): encoded pictures, prepared as those of the other routes. One input and
-not two, because clients fill every input that they find. Tensors come and go as JSON or, under the binary tensor
+A model has one input, `image`. It is advertised as UINT8 `[N, height, width, 3]`, the pixels that the network takes. It
+takes as well FP32 of that shape or `[N, 3, height, width]`: pixels that the client has normalised; and BYTES `[N]` (or
+`[N, 1]`): encoded pictures, prepared as those of the other routes. One input and not three, because clients fill every
+input that they find. Tensors come and go as JSON or, under the binary tensor
 extension, as raw bytes behind the JSON. A JSON string of a BYTES tensor is a picture in base64.
 """
 
@@ -89,9 +90,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class InferCall:
-    """A request understood: pixels `[N, height, width, 3]` or encoded pictures, and how long its client waits."""
+    """A request understood: its pictures, and how long its client waits.
 
-    images: NDArray[np.uint8] | list[bytes]
+    Pictures are uint8 pixels or float32 normalised ones, `[N, height, width, 3]`, or encoded.
+    """
+
+    images: NDArray[np.uint8] | NDArray[np.float32] | list[bytes]
     wanted: list[Wanted]
     id: str | None = None
     timeout_s: float = math.inf
@@ -248,19 +252,27 @@ def _raw(tensor: InputTensor, rest: memoryview) -> memoryview | None:
 
 def _images(
     tensor: InputTensor, raw: memoryview | None, spec: TensorSpec, max_images: int
-) -> NDArray[np.uint8] | list[bytes]:
+) -> NDArray[np.uint8] | NDArray[np.float32] | list[bytes]:
     shape = tuple(tensor.shape)
+    height, width, channels = spec.shape
     if tensor.datatype == "UINT8":
-        expected, fits = f"[N, {', '.join(map(str, spec.shape))}]", shape[1:] == spec.shape
+        expected, fits = f"[N, {height}, {width}, {channels}]", shape[1:] == spec.shape
+    elif tensor.datatype == "FP32":
+        expected = f"[N, {height}, {width}, {channels}] or [N, {channels}, {height}, {width}]"
+        fits = shape[1:] in (spec.shape, (channels, height, width))
     elif tensor.datatype == "BYTES":
         expected, fits = "[N] or [N, 1]", shape[1:] in ((), (1,))
     else:
-        raise _bad(tensor.name, f"datatype {tensor.datatype[:40]!r} is not UINT8 (pixels) or BYTES (encoded pictures)")
+        known = "UINT8 (pixels), FP32 (normalised pixels) or BYTES (encoded pictures)"
+        raise _bad(tensor.name, f"datatype {tensor.datatype[:40]!r} is not {known}")
     if not fits or not 0 <= shape[0] <= MAX_SIDE:
         raise _bad(tensor.name, f"shape {_short(shape)} is not {expected}")
     check_batch(shape[0], max_images)
     if tensor.datatype == "UINT8":
         return _pixels(tensor, raw, shape)
+    if tensor.datatype == "FP32":
+        values = _floats(tensor, raw, shape)
+        return values if shape[1:] == spec.shape else values.transpose(0, 2, 3, 1)
     pictures = _encoded_json(tensor) if raw is None else list(_split(tensor.name, raw))
     if len(pictures) != shape[0]:
         raise _bad(tensor.name, f"holds {len(pictures)} elements, its shape says {shape[0]}")
@@ -281,18 +293,38 @@ def check_batch(images: int, max_images: int) -> None:
 
 def _pixels(tensor: InputTensor, raw: memoryview | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if raw is not None:
-        if len(raw) != prod(shape):
-            raise _bad(tensor.name, f"{len(raw)} bytes do not fill the shape {_short(shape)}")
-        return np.frombuffer(raw, np.uint8).reshape(shape)
+        return _from_bytes(tensor.name, raw, np.dtype(np.uint8), shape)
+    values = _from_json(tensor, shape)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        raise _bad(tensor.name, "UINT8 data have to be whole numbers from 0 to 255")
+    return values.astype(np.uint8).reshape(shape)
+
+
+def _floats(tensor: InputTensor, raw: memoryview | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if raw is not None:
+        return _from_bytes(tensor.name, raw, np.dtype("<f4"), shape)
+    values = _from_json(tensor, shape)
+    if values.dtype.kind not in "iuf":
+        raise _bad(tensor.name, "FP32 data have to be numbers")
+    with np.errstate(over="ignore"):  # it becomes infinite, and is refused as that
+        return values.astype(np.float32).reshape(shape)
+
+
+def _from_bytes(name: str, raw: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if len(raw) != prod(shape) * dtype.itemsize:
+        raise _bad(name, f"{len(raw)} bytes do not fill the shape {_short(shape)}")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _from_json(tensor: InputTensor, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A tensor's data, flat or in rows as its shape says."""
     try:
         values = np.asarray(tensor.data if tensor.data is not None else [])
     except (ValueError, OverflowError) as error:
         raise _bad(tensor.name, "its rows are not of one length") from error
     if values.size != prod(shape) or (values.ndim > 1 and values.shape != shape):
         raise _bad(tensor.name, f"data of shape {_short(values.shape)} do not fill the shape {_short(shape)}")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise _bad(tensor.name, "UINT8 data have to be whole numbers from 0 to 255")
-    return values.astype(np.uint8).reshape(shape)
+    return values
 
 
 def _split(name: str, raw: memoryview) -> Iterator[bytes]:

@@ -36,6 +36,10 @@ EXTENSIONS = ["classification", "model_configuration", "model_repository", "stat
 PLATFORM = "signet"
 _POLICY: TypeAdapter[LatestPolicy | AllPolicy | SpecificPolicy] = TypeAdapter(LatestPolicy | AllPolicy | SpecificPolicy)
 ENCODED_PICTURES = "The input also takes BYTES [N]: encoded JPEG, PNG or WebP pictures, resized as the model wants."
+NORMALISED_PIXELS = (
+    "The input also takes FP32 [N, height, width, 3] or [N, 3, height, width]: (pixel / 255 - mean) / std with mean "
+    "{mean} and std {std}; each is rounded to the nearest pixel."
+)
 
 
 def server_metadata(*more_extensions: str) -> ServerMetadata:
@@ -76,7 +80,12 @@ def model_config(version: Version, service: Service) -> ModelConfig:
             ConfigOutput(name=spec.name, data_type=f"TYPE_{spec.datatype}", dims=list(spec.shape))
             for spec in output_specs(file)
         ],
-        parameters={"encoded_pictures": StringValue(string_value=ENCODED_PICTURES)},
+        parameters={
+            "encoded_pictures": StringValue(string_value=ENCODED_PICTURES),
+            "normalised_pixels": StringValue(
+                string_value=NORMALISED_PIXELS.format(mean=file.header.input.mean, std=file.header.input.std)
+            ),
+        },
     )
 
 

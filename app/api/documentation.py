@@ -81,8 +81,8 @@ INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A request of the Open Inference Protocol V2; with `Inference-Header-Content-Length`, that many "
-        "bytes of JSON and the tensor's bytes behind them. The input `image` is UINT8 [N, height, width, 3], or BYTES "
-        "[N] with encoded pictures (in JSON as base64).",
+        "bytes of JSON and the tensor's bytes behind them. The input `image` is UINT8 [N, height, width, 3]; FP32 of "
+        "that shape or [N, 3, height, width] with normalised pixels; or BYTES [N]: encoded pictures (base64 in JSON).",
         "content": {
             "application/json": {
                 "schema": _INFER_SCHEMA,

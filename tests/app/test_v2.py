@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from app.images import denormalised
+from models.packing.file import InputSpec
 from models.xnor import Session
 from tests.helpers import packed, pictures
 from tests.helpers.packed import LABELS
@@ -315,6 +317,72 @@ def test_heatmaps_of_a_pose_model(tmp_path: Path) -> None:
             assert raised.value.status() == "400"
     finally:
         running.close()
+
+
+def normalised(model: Path) -> np.ndarray:
+    """PIXELS as a client normalises them, in double precision, to float32 [N, height, width, 3]."""
+    spec = Session.load(model).file.header.input
+    return ((PIXELS / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
+
+
+@pytest.mark.parametrize("task", ["classification", "pose"])
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+@pytest.mark.parametrize("channels", ["last", "first"])
+def test_each_model_takes_pixels_normalised_pixels_and_encoded_pictures(
+    server: Server, zoo: Path, tmp_path: Path, task: str, binary: bool, channels: str
+) -> None:
+    """What comes from pixels is answered bit for bit as they are, whichever of the three comes."""
+    if task == "classification":
+        path, name, output, asked = zoo / "random" / "2" / "model.safetensors", "random", "logits", server
+    else:
+        path, name, output = tmp_path / "pose" / "1" / "model.safetensors", "pose", "heatmaps"
+        packed.write_pose(path)
+        asked = Server(tmp_path)
+    try:
+        expected = Session.load(path).run(PIXELS[:2])[output]
+        values = normalised(path)[:2]
+        if channels == "first":
+            values = np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+        floats = triton.InferInput("image", list(values.shape), "FP32").set_data_from_numpy(values, binary_data=binary)
+        pixels = pixel_input(PIXELS[:2], binary=binary)
+        with triton.InferenceServerClient(f"127.0.0.1:{asked.port}") as client:
+            for tensor in (pixels, floats, encoded_input(PNGS[:2])):
+                np.testing.assert_array_equal(client.infer(name, [tensor]).as_numpy(output), expected)
+    finally:
+        if asked is not server:
+            asked.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.0, -3.0, 255.0, 3e38])
+def test_a_value_that_no_pixel_has_is_refused(client: triton.InferenceServerClient, zoo: Path, value: float) -> None:
+    values = normalised(zoo / "random" / "2" / "model.safetensors")[:1]
+    values[0, 3, 4, 1] = value
+    tensor = triton.InferInput("image", list(values.shape), "FP32").set_data_from_numpy(values)
+    with pytest.raises(InferenceServerException, match=r"\(pixel / 255 - mean\) / std") as raised:
+        client.infer("random", [tensor])
+    assert raised.value.status() == "400"
+
+
+@pytest.mark.parametrize("shape", [[1, 32, 32, 3, 1], [1, 3072], [32, 32, 3], [1, 16, 64, 3]])
+def test_normalised_pixels_of_another_shape_are_refused(client: triton.InferenceServerClient, shape: list[int]) -> None:
+    tensor = triton.InferInput("image", shape, "FP32").set_data_from_numpy(np.zeros(shape, np.float32))
+    with pytest.raises(InferenceServerException, match=r"is not .N, 32, 32, 3. or .N, 3, 32, 32.") as raised:
+        client.infer("random", [tensor])
+    assert raised.value.status() == "400"
+
+
+@given(
+    mean=st.tuples(*[st.floats(0, 1)] * 3),
+    std=st.tuples(*[st.floats(0.05, 1)] * 3),
+)
+@settings(deadline=None, max_examples=30)
+def test_every_pixel_comes_back_from_its_normalised_value(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
+    pixels = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=3)
+    spec = InputSpec(height=16, width=16, mean=mean, std=std)
+    values = ((pixels / 255 - np.array(mean)) / np.array(std)).astype(np.float32)
+    np.testing.assert_array_equal(denormalised(values, spec), pixels)
 
 
 def test_statistics_count_every_protocol(client: triton.InferenceServerClient, server: Server) -> None:

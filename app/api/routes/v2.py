@@ -219,7 +219,7 @@ async def infer(
     service: ServiceDep,
     trace: TraceDep,
 ) -> Response:
-    """All outputs of a batch of pixels (UINT8) or encoded pictures (BYTES), or their best classes.
+    """All outputs of a batch of pixels (UINT8 or, normalised, FP32) or encoded pictures (BYTES), or their best classes.
 
     Tensors may come and go as JSON or as binary data behind it. The request's own parameter `timeout`, in microseconds,
     means what `timeout_ms` means; the shorter of them holds.
