@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+POOLED_ROWS_BYTES: int
+
 def available_isas() -> list[str]: ...
 def ceiling(isa: str, seconds: float) -> float: ...
 

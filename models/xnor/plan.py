@@ -44,8 +44,6 @@ from models.xnor.errors import EngineError
 ALIGN_BYTES = 64
 LANES = 16
 MAX_ARENA_BYTES = 8 << 30
-POOLED_ROWS_BYTES = 256 << 10
-"""What the engine keeps of a map that is pooled as it is made."""
 
 CHAINED = (
     Conv2d,
@@ -311,7 +309,7 @@ class _Planner:
                 return name, None
             at = op.output
         row_bytes = value.width * -(-value.channels // LANES) * LANES * 4
-        if op.kernel[0] * row_bytes > POOLED_ROWS_BYTES:
+        if op.kernel[0] * row_bytes > _engine.POOLED_ROWS_BYTES:
             return name, None
         for index in found:
             self.done.add(index)

@@ -96,6 +96,8 @@ double ceiling(const std::string& isa, double seconds) {
 NB_MODULE(_engine, m) {
     m.doc() = "The compiled part of models.xnor.";
 
+    m.attr("POOLED_ROWS_BYTES") = xnor::kPooledRowsBytes;
+
     m.def("available_isas", [] {
         std::vector<std::string> names;
         for (const xnor::Kernels* table : xnor::available_kernels()) names.emplace_back(table->isa);

@@ -328,11 +328,10 @@ public:
         int height, width;
         std::vector<Stage> stages;
     };
-    static constexpr int64_t kRowsBytes = 256 << 10;
     static constexpr int64_t kMaxWindowBytes = (1 << 24) / (255 * 128);  // or sums would be beyond 2^24
 
     static int rows_kept(int width, int channels) {
-        return static_cast<int>(kRowsBytes / (static_cast<int64_t>(width) * round_up(channels, kLanes) * 4));
+        return static_cast<int>(kPooledRowsBytes / (static_cast<int64_t>(width) * round_up(channels, kLanes) * 4));
     }
 
     PixelConvStep(const Kernels& kernels, const Buffer& input, const Buffer& output, const Sliding& sliding, Blocks cut,
@@ -374,7 +373,7 @@ public:
                 conv_row(image, static_cast<int>(y), context.arena, identity_.data() + y * output_.width);
             return;
         }
-        alignas(kAlignBytes) char rows[kRowsBytes];
+        alignas(kAlignBytes) char rows[kPooledRowsBytes];
         const int64_t row_floats = output_.width * output_.stride;
         int first = 0, last = 0;  // rows of the map that are in the buffer
         for (int64_t y = begin; y < end; ++y) {

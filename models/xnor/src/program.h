@@ -39,6 +39,9 @@ struct Sliding {
     std::array<int, 2> kernel, stride, padding, dilation;
 };
 
+// What a thread keeps of a map that is pooled as it is made; a pool's window must find room in it.
+constexpr int64_t kPooledRowsBytes = 256 << 10;
+
 // A max-pool that follows a convolution of the picture at once, so that the map between them is never whole.
 struct FollowingPool {
     int height, width;  // of its output
