@@ -6,6 +6,7 @@
 #   make lint             ruff, mypy --strict, clang-format
 #   make format           let ruff and clang-format rewrite the sources
 #   make docs             write the tables of settings in docs/operations.md anew
+#   make proto            compile the messages of gRPC, app/rpc/open_inference.proto, anew
 #
 # Slow checks; the last three leave the log of their last run in docs/:
 #
@@ -38,7 +39,7 @@ HAS_COMPILER := for name in "$${CXX:-c++}" c++ g++ clang++; do command -v "$$nam
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	"$$name" $(IS_NEW_ENOUGH) 2>/dev/null && { command -v "$$name"; break; }; done)
 
-.PHONY: serve test lint format docs chaos soak image-test ray-test sanitize clean
+.PHONY: serve test lint format docs proto chaos soak image-test ray-test sanitize clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serving
@@ -69,6 +70,12 @@ format: $(VENV)/.development
 
 docs: $(VENV)/.development
 	$(BIN)/python docs/settings_table.py
+
+# This compiler's output runs with protobuf 6 and 7; it needs an environment of its own, for its own protobuf.
+proto: | $(BIN)/python
+	@$(BIN)/python -m venv build/proto
+	@$(PIP) --python build/proto/bin/python install --quiet grpcio-tools==1.80.0
+	build/proto/bin/python -m grpc_tools.protoc --proto_path . --python_out . --pyi_out . app/rpc/open_inference.proto
 
 chaos: $(VENV)/.development
 	$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)

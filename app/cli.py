@@ -28,6 +28,8 @@ TRAINING_MODULES = frozenset(
     {"lightning", "rich", "safetensors", "tensorboard", "tensorly", "torch", "torchmetrics", "yaml"}
 )
 
+GRPC_MODULES = frozenset({"google", "grpc"})
+
 cli = typer.Typer(
     name="signet",
     no_args_is_help=True,
@@ -59,6 +61,9 @@ Models = Annotated[
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on  [default: 8000]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port for gRPC too (needs signet[grpc])  [default: none]")
+    ] = None,
     models: Models = None,
     default_model: Annotated[str | None, typer.Option(help="Model that answers where a request names none.")] = None,
     ray: Annotated[
@@ -73,15 +78,27 @@ def serve(
 
     Example: signet serve --port 9000 --models my-zoo
     """
-    settings = _settings(host=host, port=port, models=models, default_model=default_model, workers=workers)
+    settings = _settings(
+        host=host, port=port, grpc_port=grpc_port, models=models, default_model=default_model, workers=workers
+    )
     if settings.otel:
         _check_tracing()
     if ray:
+        if settings.grpc_port is not None:
+            _fail("SIGNET_GRPC_PORT or --grpc-port: gRPC is not served on a Ray cluster")
         raise typer.Exit(_serve_on_cluster(settings))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: not used here, and in the way of a fork
     from app.server import serve as run
 
-    raise typer.Exit(run(settings))
+    try:
+        raise typer.Exit(run(settings))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in GRPC_MODULES:
+            raise
+        _fail(
+            f"SIGNET_GRPC_PORT or --grpc-port: gRPC needs the package {error.name!r}; install signet[grpc]:\n"
+            "    pip install 'signet[grpc]'      (in a source checkout: pip install -e '.[grpc]')"
+        )
 
 
 @cli.command()

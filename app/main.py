@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
@@ -31,14 +31,16 @@ from app.workers import Shared
 if TYPE_CHECKING:
     from app.otel import Tracing
 
+Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Encoding", v2.HEADER_LENGTH, "X-API-Key", "X-Request-ID")
 CORS_ANSWER_HEADERS = (v2.HEADER_LENGTH, "Retry-After", "X-Request-ID")
 
 
-def create_app(settings: Settings | None = None, shared: Shared | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, shared: Shared | None = None, beside: Beside | None = None) -> FastAPI:
     """Put a service together; one worker of several, if `shared` is given.
 
-    Its models are loaded when the server starts it, before the first request.
+    Its models are loaded when the server starts it, before the first request. What is `beside` it runs from then until
+    the end.
     """
     settings = settings or Settings()
     folder, slot = (shared.folder, shared.slot) if shared else (None, 0)
@@ -66,9 +68,10 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None) -
     tracing = _tracing(settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await fleet.start()
-        yield
+        async with beside(app) if beside else nullcontext():
+            yield
         fleet.close()
         scheduler.close()
         if tracing is not None:

@@ -72,9 +72,14 @@ def from_error(trace: Trace, error: ServiceError) -> Response:
 
 
 def internal(trace: Trace, error: BaseException) -> Response:
-    """The answer for a mistake of ours: logged with its traceback, told without it."""
+    """The answer for a mistake of ours."""
+    return from_error(trace, mistake(trace, error))
+
+
+def mistake(trace: Trace, error: BaseException) -> ServiceError:
+    """What is told of a mistake of ours: it is logged with its traceback, told without it."""
     logger.error("unhandled exception", exc_info=error, extra={"request_id": trace.request_id})
-    return respond(trace, Problem.INTERNAL, "The service failed; the request id finds the reason in its log.")
+    return ServiceError(Problem.INTERNAL, "The service failed; the request id finds the reason in its log.")
 
 
 async def handle(request: Request, error: Exception) -> Response:

@@ -22,7 +22,7 @@ from app import logs, memory, problems
 from app.engine import available_cpus
 from app.errors import Problem, ServiceError
 from app.lifecycle import Lifecycle
-from app.main import create_app
+from app.main import Beside, create_app
 from app.metrics import Metrics
 from app.middleware import SECURITY_HEADERS, TRUNCATED
 from app.settings import Settings
@@ -164,11 +164,34 @@ class Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = max(1, int(left_s))
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close everything; what runs beside the application also at a second signal, as its threads would go on."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal ends it; returns the process's exit status."""
+    """Serve until a signal ends it; returns the process's exit status.
+
+    Raises ModuleNotFoundError where the settings ask for gRPC and its library is not there.
+    """
     logs.configure(settings.log_level)
     memory.return_large_blocks()
+    if settings.grpc_port is None:
+        return _serve(settings)
+    from app.rpc.server import reserve
+
+    try:
+        reserved = reserve(settings.host, settings.grpc_port)
+    except OSError as error:
+        logger.error("gRPC cannot listen on %s:%s: %s", settings.host, settings.grpc_port, error)
+        return 1
+    with reserved:
+        return _serve(settings.model_copy(update={"grpc_port": reserved.getsockname()[1]}))
+
+
+def _serve(settings: Settings) -> int:
     if settings.workers == 1:
         return _run(settings)
     available_cpus()  # imports the engine, as the last of what the workers share
@@ -182,7 +205,7 @@ def serve_worker(settings: Settings, listener: socket.socket, shared: Shared) ->
 
 
 def _run(settings: Settings, sockets: list[socket.socket] | None = None, shared: Shared | None = None) -> int:
-    app = create_app(settings, shared)
+    app = create_app(settings, shared, _grpc(settings))
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -199,3 +222,12 @@ def _run(settings: Settings, sockets: list[socket.socket] | None = None, shared:
     server = Server(config, settings, app.state.lifecycle)
     server.run(sockets)
     return 0 if server.started else 1
+
+
+def _grpc(settings: Settings) -> Beside | None:
+    """What serves gRPC beside the application, where that is asked for."""
+    if settings.grpc_port is None:
+        return None
+    from app.rpc.server import beside
+
+    return beside

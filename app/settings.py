@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """TCP port to listen on; 0 picks a free one."""
 
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """TCP port for the Open Inference Protocol V2 over gRPC, with the same keys and limits; 0 picks a free one. It
+    takes the extra signet[grpc]; without a port nothing of gRPC is loaded."""
+
     models: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (shipped_zoo(),), min_length=1)
     """Model repositories, `<root>/<name>/<version>/model.safetensors`, separated like PATH; the first that has a
     name wins. The default is the models that ship."""

@@ -165,11 +165,16 @@ def parse_json(data: bytes, model: type[M]) -> M:
     try:
         return model.model_validate(from_json(data, allow_inf_nan=False))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "request"
-        raise ServiceError(Problem.BAD_JSON, f"{field[:200]}: {first['msg']}") from error
+        raise ServiceError(Problem.BAD_JSON, explained(error)) from error
     except ValueError as error:
         raise ServiceError(Problem.BAD_JSON, f"The body is not sound JSON: {error}.") from error
+
+
+def explained(error: ValidationError) -> str:
+    """Which field of a request is not as it should be, and why."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "request"
+    return f"{field[:200]}: {first['msg']}"
 
 
 def _json_length(header: str | None, size: int) -> int:

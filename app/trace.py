@@ -70,10 +70,15 @@ class Trace:
         return time.monotonic() - self.begun
 
 
+def begin_trace(offered_id: str | None = None) -> Trace:
+    """Begin the trace of a request, which may bring an id of its own."""
+    harmless = offered_id is not None and _REQUEST_ID.fullmatch(offered_id)
+    return Trace(offered_id if harmless and offered_id else uuid.uuid4().hex)
+
+
 def open_trace(scope: Scope, offered_id: str | None = None) -> Trace:
     """Begin the trace of a request and attach it to the scope."""
-    harmless = offered_id is not None and _REQUEST_ID.fullmatch(offered_id)
-    trace = Trace(offered_id if harmless and offered_id else uuid.uuid4().hex)
+    trace = begin_trace(offered_id)
     scope[_KEY] = trace
     return trace
 

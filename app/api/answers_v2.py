@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,6 +26,7 @@ from app.api.schemas_v2 import (
     StringValue,
     TensorMetadata,
 )
+from app.errors import Problem, ServiceError
 from app.repository import State, Version
 from app.service import Service
 from app.statistics import Duration, Statistics
@@ -87,6 +88,15 @@ def model_config(version: Version, service: Service) -> ModelConfig:
             ),
         },
     )
+
+
+def refuse_configuration(parameters: Mapping[str, object]) -> None:
+    """Raise ServiceError BAD_REQUEST where a request to load a model says how."""
+    if parameters:
+        detail = (
+            "A model is loaded as it is in the repository; a configuration or files with the request are not taken."
+        )
+        raise ServiceError(Problem.BAD_REQUEST, detail)
 
 
 def index(versions: Iterable[Version], only_ready: bool = False) -> list[IndexEntry]:

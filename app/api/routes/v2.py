@@ -27,7 +27,7 @@ from app.api.schemas_v2 import (
     StatsAnswer,
 )
 from app.bodies import accepted_encoding, deflate
-from app.errors import Problem, ServiceError
+from app.errors import Problem
 from app.repository import Version
 from app.tensors import encode_answer, parse_call, parse_json
 
@@ -125,11 +125,8 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep, fleet: Fleet
 
     No request fails meanwhile. If any version cannot be loaded, nothing changes. Needs an admin key.
     """
-    if body and parse_json(body, LoadRequest).parameters:
-        detail = (
-            "A model is loaded as it is in the repository; a configuration or files with the request are not taken."
-        )
-        raise ServiceError(Problem.BAD_REQUEST, detail)
+    if body:
+        answers_v2.refuse_configuration(parse_json(body, LoadRequest).parameters)
     await fleet.load(name)
     return answers_v2.index(service.repository.versions(name))
 
