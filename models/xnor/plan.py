@@ -304,6 +304,8 @@ class _Planner:
             op = self.ops[readers[0]]
             found.append(readers[0])
             if isinstance(op, MaxPool2d):
+                if self._pools_bits(op):
+                    return name, None
                 break
             if not isinstance(op, Affine | Prelu):
                 return name, None
@@ -514,6 +516,7 @@ class _Planner:
 
     def _chain(self, step: Step, name: str) -> None:
         """Let the step absorb all that follows value `name` elementwise, and store what others will read."""
+        pools: list[Step] = []
         while True:
             readers = [(i, self.ops[i]) for i in self.readers[name] if i not in self.done]
             following: tuple[int, Op] | None = None
@@ -524,6 +527,9 @@ class _Planner:
                         self.done.add(index)
                         self._threshold(step, op)
                         step.ops.append(_title(op))
+                    elif isinstance(op, MaxPool2d) and self._pools_bits(op):
+                        self.done.update((index, *self.readers[op.output]))
+                        pools += [self._bit_pool(step, op, self.ops[i]) for i in self.readers[op.output]]
                 following = next((r for r in readers if self._absorbable(r[1], name)), None)
             others = [i for i, _ in readers if i not in self.done and (following is None or i != following[0])]
             if part is not None:
@@ -537,7 +543,32 @@ class _Planner:
             step.ops.append(_title(op))
             self._elementwise(step, op, name)
             name = op.output
-        self.steps.append(step)
+        self.steps += [step, *pools]
+
+    def _pools_bits(self, pool: MaxPool2d) -> bool:
+        """Whether thresholds alone read a max-pool: then its input's bits are pooled, a word at a time."""
+        readers = [self.ops[i] for i in self.readers[pool.output]]
+        return pool.output not in self.outputs.values() and all(isinstance(op, Threshold) for op in readers)
+
+    def _bit_pool(self, step: Step, pool: MaxPool2d, threshold: Op) -> Step:
+        """Let `step` ask the threshold before the pool: the largest is >= t where any is, <= t where all are."""
+        assert isinstance(threshold, Threshold)
+        x, name = self.values[pool.input], f"{threshold.output}\0unpooled"
+        self._write_as(step, name, Layout(Value("bits", x.height, x.width, x.channels), words(x.channels)))
+        self._bits(step, threshold, name)
+        step.ops.append(_title(threshold))
+        flip = np.zeros(64 * words(x.channels), np.uint8)
+        if threshold.flip is not None:
+            flip[: x.channels] = self.file.tensors[threshold.flip] != 0
+        flipped = np.packbits(flip, bitorder="little").view(np.uint64).tolist()
+        sliding = _engine.Sliding(pool.kernel, pool.stride, pool.padding, (1, 1))
+        after = Step(
+            [_title(pool)],
+            [name],
+            lambda program, buffer, _: program.bit_pool2d(buffer(name), buffer(threshold.output), sliding, flipped),
+        )
+        self._write(after, threshold.output)
+        return after
 
     def _absorbable(self, op: Op, name: str) -> bool:
         if isinstance(op, Add):
@@ -567,20 +598,24 @@ class _Planner:
                 raise EngineError(f"{_title(op)}: the engine does not know this op")
 
     def _threshold(self, step: Step, op: Threshold, part: Part | None = None) -> None:
-        """With flip, `x <= t` is asked as `-x >= -t`: negation is exact. With `part`, the bits of those channels."""
+        """With `part`, the bits of those channels."""
+        self._write(step, op.output)
+        if part is None:
+            self._bits(step, op, op.output)
+            return
+        name = f"{op.output}\0{part.start}"
+        self.layouts[name] = self._slice(op.output, part)
+        self._bits(step, op, name, slice(part.start, part.start + part.channels))
+
+    def _bits(self, step: Step, op: Threshold, name: str, chosen: slice = slice(None)) -> None:
+        """A stage that writes the bits of the `chosen` channels. With flip, `x <= t` is asked as `-x >= -t`: exact."""
         threshold = self._array(op.threshold)
         sign = np.zeros(len(threshold), np.float32)
         if op.flip is not None and self.file.tensors[op.flip].any():
             flip = self.file.tensors[op.flip] != 0
             sign = np.where(flip, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
             threshold = np.where(flip, -threshold, threshold).astype(np.float32)
-        self._write(step, op.output)
-        name = op.output
-        if part is not None:
-            chosen = slice(part.start, part.start + part.channels)
-            name, threshold, sign = f"{name}\0{part.start}", threshold[chosen], sign[chosen]
-            self.layouts[name] = self._slice(op.output, part)
-        step.stages.append(lambda buffer: _engine.Stage.bits(buffer(name), threshold, sign))
+        step.stages.append(lambda buffer: _engine.Stage.bits(buffer(name), threshold[chosen], sign[chosen]))
 
     def _store(self, step: Step, name: str) -> None:
         self._write(step, name)

@@ -233,6 +233,7 @@ NB_MODULE(_engine, m) {
         .def("pointwise", &Program::pointwise, "input"_a, "stages"_a)
         .def("concat", &Program::concat, "inputs"_a, "output"_a)
         .def("upsample", &Program::upsample, "input"_a, "output"_a, "factor"_a)
+        .def("bit_pool2d", &Program::bit_pool2d, "input"_a, "output"_a, "sliding"_a, "flipped"_a)
         .def("regroup", &Program::regroup, "input"_a, "output"_a, "groups"_a)
         .def("output", &Program::output, "name"_a, "buffer"_a)
         .def("name_step", &Program::name_step, "name"_a)

@@ -975,6 +975,36 @@ void Program::pool2d(const Buffer& input, int height, int width, const Sliding& 
                                                 stages(specs, static_cast<int64_t>(height) * width, input.channels)));
 }
 
+void Program::bit_pool2d(const Buffer& input, const Buffer& output, const Sliding& sliding,
+                         std::vector<uint64_t> flipped) {
+    check(input);
+    check(output);
+    require(input.kind == Kind::kBits && output.kind == Kind::kBits && input.channels == output.channels &&
+                static_cast<int64_t>(flipped.size()) == ceil_div(input.channels, 64),
+            "bit_pool2d: shapes do not fit");
+    geometry(input, output.height, output.width, sliding);  // proves that every window meets the input
+    steps_.push_back(std::make_unique<MoveStep>(output.pixels(), [=](char* arena, int64_t pixel) {
+        const auto taps = [&](int axis, int64_t out, int size) {
+            const int64_t corner = out * sliding.stride[axis] - sliding.padding[axis];
+            return std::pair(std::max<int64_t>(0, corner), std::min<int64_t>(size, corner + sliding.kernel[axis]));
+        };
+        const auto [top, bottom] = taps(0, pixel / output.width, input.height);
+        const auto [left, right] = taps(1, pixel % output.width, input.width);
+        const uint64_t* from = reinterpret_cast<const uint64_t*>(arena + input.offset);
+        uint64_t* to = reinterpret_cast<uint64_t*>(arena + output.offset) + pixel * output.stride;
+        for (size_t word = 0; word < flipped.size(); ++word) {
+            uint64_t any = 0, all = ~uint64_t{0};
+            for (int64_t y = top; y < bottom; ++y)
+                for (int64_t x = left; x < right; ++x) {
+                    const uint64_t bits = from[(y * input.width + x) * input.stride + static_cast<int64_t>(word)];
+                    any |= bits;
+                    all &= bits;
+                }
+            to[word] = (any & ~flipped[word]) | (all & flipped[word]);
+        }
+    }));
+}
+
 void Program::pointwise(const Buffer& input, const std::vector<StageSpec>& specs) {
     check(input);
     require(input.kind == Kind::kFloat && input.pixels() < INT32_MAX, "pointwise: expected a float input");

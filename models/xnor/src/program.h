@@ -117,6 +117,9 @@ public:
     void pointwise(const Buffer& input, const std::vector<StageSpec>& stages);
     void concat(const std::vector<Buffer>& inputs, const Buffer& output);
     void upsample(const Buffer& input, const Buffer& output, int factor);
+    // A max-pool of values of which only bits are wanted: a bit of its output is set where one of the window's is, or
+    // where `flipped` has the channel's bit (x <= t instead of x >= t) where all are. `flipped`: a pixel's words.
+    void bit_pool2d(const Buffer& input, const Buffer& output, const Sliding& sliding, std::vector<uint64_t> flipped);
     // Bits whose every group of channels begins a new word.
     void regroup(const Buffer& input, const Buffer& output, int groups);
     void output(const std::string& name, const Buffer& buffer);

@@ -156,7 +156,7 @@ def test_the_pictures_convolution_equals_torch(tmp_path: Path, isa: str, check: 
             window, step, pad = pool
             x = b.op("max_pool2d", input=x, kernel=(window, window), stride=(step, step), padding=(pad, pad))
             bits = b.threshold(x, vector[2])
-            x = b.binary_conv2d(bits, np.where(rng.random((out, out, 1, 1)) < 0.5, -1.0, 1.0))
+            x = b.op("add", inputs=(b.binary_conv2d(bits, np.where(rng.random((out, out, 1, 1)) < 0.5, -1.0, 1.0)), x))
         b.write(tmp_path / f"{zero}.safetensors", x, out, size)
         check(tmp_path / f"{zero}.safetensors", isa, 2)
 
@@ -311,6 +311,37 @@ def test_ops_may_read_the_image_itself(tmp_path: Path, isa: str, check: Check) -
     z = b.op("max_pool2d", input=x, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
     b.write(tmp_path / "m", b.op("concat", inputs=(z, y, "image")), 7, (9, 5))
     check(tmp_path / "m", isa)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 63, 64, 65, 200])
+@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 3, 0)], ids=str)
+def test_a_max_pool_that_only_thresholds_read_pools_bits(
+    tmp_path: Path, isa: str, check: Check, channels: int, pool: tuple[int, int, int]
+) -> None:
+    """Thresholds of both directions, two of one pool; a second pool, which the output reads too, keeps its floats."""
+    rng = np.random.default_rng(9)
+    window, step, pad = pool
+
+    def pooled(x: str) -> str:
+        return b.op("max_pool2d", input=x, kernel=(window, window), stride=(step, step), padding=(pad, pad))
+
+    def bits(x: str) -> str:
+        flip = (rng.random(channels) < 0.5).astype(np.uint8)
+        return b.threshold(x, rng.standard_normal(channels).astype(np.float32), flip)
+
+    def conv(x: str) -> str:
+        return b.binary_conv2d(x, np.where(rng.random((channels, channels, 3, 3)) < 0.5, -1.0, 1.0), padding=(1, 1))
+
+    b = Builder()
+    mix = b.conv2d("image", rng.standard_normal((channels, 3, 1, 1)).astype(np.float32))
+    first = pooled(mix)
+    total = b.op("add", inputs=(conv(bits(first)), conv(bits(first))))
+    second = pooled(total)
+    out = b.op("add", inputs=(conv(bits(second)), second))
+    file = b.write(tmp_path / "m.safetensors", out, channels, (11, 14))
+    check(file.path, isa, 2)
+    pools = [layout for step in make_plan(file).steps if step.ops[0].startswith("max_pool") for layout in step.reads]
+    assert [name.endswith("unpooled") for name in pools] == [True, True, False]
 
 
 def test_an_unused_op_costs_nothing(tmp_path: Path, check: Check) -> None:
