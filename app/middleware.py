@@ -86,6 +86,9 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # answered as GET; the server sends the head of it alone
+            scope = {**scope, "method": "GET"}
         trace = open_trace(scope, Headers(scope=scope).get("x-request-id"))
         if self.tracing is not None:
             trace.intervals = []
@@ -106,13 +109,20 @@ class Observe:
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if status or not self.lifecycle.draining:
+                raise
+            ended = ServiceError(
+                Problem.DRAINING, "The service ended before the answer was there.", retry_after_s=1, close=True
+            )
+            await problems.from_error(trace, ended)(scope, receive, send_with_headers)
         except Exception as error:
             if status:  # too late for another answer: let the server cut the connection
                 raise
             await problems.internal(trace, error)(scope, receive, send_with_headers)
         finally:
             self.metrics.in_flight.dec()
-            self._record(scope, trace, status)
+            self._record({**scope, "method": method}, trace, status)
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
         route, client = _route(scope, trace), scope.get("client")

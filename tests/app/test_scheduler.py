@@ -109,9 +109,11 @@ def run_behind_a_held_session(max_batch: int, late: float = 60.0) -> tuple[Echo,
             return asyncio.ensure_future(chosen.inference.run(held, images, time.monotonic() + within_s))
 
         first = ask(0)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         others = [ask(1), ask(2), ask(3, late), ask(4), ask(5)]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        if late < 60:
+            await asyncio.wait([others[2]], timeout=30)
         others[1].cancel()
         session.open.set()
         return await asyncio.gather(first, *others, return_exceptions=True)
@@ -156,21 +158,37 @@ def test_a_failure_reaches_all_who_shared_the_run_and_nobody_else() -> None:
 
 
 def test_a_delay_gathers_what_comes_meanwhile() -> None:
+    """A batch waits for its delay, here longer than anybody would, or until it is full."""
     session: Any = Echo()
-    chosen = scheduler(max_batch=4, max_batch_delay_s=0.2)
+    chosen = scheduler(max_batch=3, max_batch_delay_s=3600.0)
 
     async def scene() -> None:
         image = np.zeros((1, 1, 1, 1), np.uint8)
 
-        async def ask(after_s: float) -> None:
-            await asyncio.sleep(after_s)
-            await chosen.inference.run(session, image, time.monotonic() + 60)
+        def ask() -> asyncio.Task[Ran]:
+            return asyncio.ensure_future(chosen.inference.run(session, image, time.monotonic() + 60))
 
-        await asyncio.gather(ask(0), ask(0.02), ask(0.04))
+        first, second = ask(), ask()
+        done, _ = await asyncio.wait([first, second], timeout=0.05)
+        assert not done
+        await asyncio.gather(first, second, ask())
 
     asyncio.run(scene())
     chosen.close()
     assert session.runs == [3]
+
+
+def test_a_batch_that_does_not_fill_runs_when_its_delay_is_over() -> None:
+    session: Any = Echo()
+    chosen = scheduler(max_batch=3, max_batch_delay_s=0.01)
+
+    async def scene() -> None:
+        image = np.zeros((1, 1, 1, 1), np.uint8)
+        await chosen.inference.run(session, image, time.monotonic() + 60)
+
+    asyncio.run(scene())
+    chosen.close()
+    assert session.runs == [1]
 
 
 @pytest.mark.parametrize(("admitted", "callers"), [(1, 1), (2, 2), (3, 2)])

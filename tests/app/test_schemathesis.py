@@ -33,6 +33,7 @@ NARROWED = {
     "version": ["1", "2", "77"],
     "datatype": ["UINT8", "BYTES", "FP32"],
 }
+TIMES = {"type": "integer", "enum": [60_000, 600_000, 1]}
 PICTURES = st.sampled_from([pictures.jpeg(), pictures.png(), pictures.webp(), pictures.jpeg()[:300], b"text", b""])
 for media_type in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
     schemathesis.openapi.media_type(media_type, PICTURES)
@@ -45,9 +46,14 @@ def document() -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 if parameter["name"] in NARROWED:
                     parameter["schema"] = {"type": "string", "enum": NARROWED[parameter["name"]]}
+                if parameter["name"] == "timeout_ms":
+                    parameter["schema"] = TIMES
             form = operation.get("requestBody", {}).get("content", {}).get("multipart/form-data", {})
+            fields = form.get("schema", {}).get("properties", {})
             for name in ("model", "version"):
-                form.get("schema", {}).get("properties", {}).get(name, {})["enum"] = NARROWED[name]
+                fields.get(name, {})["enum"] = NARROWED[name]
+            if "timeout_ms" in fields:
+                fields["timeout_ms"] = TIMES
     unload = described["paths"]["/v2/repository/models/{name}/unload"]["post"]
     unload["parameters"][0]["schema"]["enum"] = ["colour", "nobody"]  # `random` stays, for the operations after it
     tensor = described["components"]["schemas"]["InputTensor"]["properties"]
@@ -59,7 +65,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def administered(zoo: Path) -> Iterator[Server]:
     """A service whose models may be loaded and unloaded by all these requests."""
-    running = Server(zoo, default_model="random", admin_keys="root")
+    running = Server(zoo, default_model="random", version_policy="all", admin_keys="root")
     yield running
     assert running.metric("signet_requests_total", status="500") == 0
     assert running.metric("signet_requests_total", route="/v2/models/{name}/infer", status="400") > 0

@@ -273,3 +273,20 @@ def test_a_start_is_cheap_and_memory_small(zoo: Path) -> None:
         assert server.rss_bytes < 120 << 20
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/v1/models", "/v2", "/openapi.json"])
+def test_head_is_get_without_the_body(server: Server, path: str) -> None:
+    got, head = server.client.get(path), server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+    with server.connection() as sock:  # nothing follows the head: the next answer on the connection is a whole one
+        for _ in range(2):
+            sock.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            received = b""
+            while not received.endswith(b"\r\n\r\n"):
+                received += sock.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200 ")
+    reply = server.client.head("/v1/classify")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")

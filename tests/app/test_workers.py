@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,8 +177,9 @@ def test_an_unload_holds_for_all_workers_and_for_those_that_come(several: Server
 
     assert several.client.post("/v2/repository/models/net/unload", headers=ADMIN).status_code == 200
     assert statuses() == {503}
-    workers_of(several)[0].kill()
-    time.sleep(0.2)
+    victim = workers_of(several)[0]
+    victim.kill()
+    eventually(lambda: victim.pid not in [worker.pid for worker in workers_of(several)])
     eventually(lambda: all_serve(several))
     assert statuses() == {503}
     assert several.metric("signet_model_loaded", model="net") == 0
@@ -188,16 +188,20 @@ def test_an_unload_holds_for_all_workers_and_for_those_that_come(several: Server
 
 
 def test_sigterm_under_load_answers_all_and_leaves_nothing_behind(slow_zoo: Path, tmp_path: Path) -> None:
-    running = Server(slow_zoo, workers=WORKERS, threads=1)
+    running = Server(slow_zoo, workers=WORKERS, threads=1, drain_timeout_s=600)
     eventually(lambda: all_serve(running))
     processes = workers_of(running)
     try:
         with ThreadPoolExecutor(4) as clients:
-            pending = [clients.submit(running.classify, PNG) for _ in range(4)]
-            eventually(lambda: running.metric("signet_in_flight") >= 5)
+            route, files = "/v1/classify/batch", [("image", PNG)] * 4
+            pending = [clients.submit(running.client.post, route, files=files) for _ in range(4)]
+            done = {"route": route, "status": "200"}
+            eventually(
+                lambda: running.metric("signet_requests_total", **done) + running.metric("signet_in_flight") >= 5
+            )
             running.process.send_signal(signal.SIGTERM)
             assert {future.result().status_code for future in pending} == {200}
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert not [process for process in processes if process.is_running()]
     finally:
         running.close()
