@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None, shared: Shared | None = None, b
         redirect_slashes=False,
     )
     app.state.settings, app.state.lifecycle = settings, lifecycle
-    app.state.service, app.state.fleet = service, fleet
+    app.state.service, app.state.fleet, app.state.tracing = service, fleet, tracing
     keys = Keys(
         read_keys(settings.api_keys, settings.api_keys_file), read_keys(settings.admin_keys, settings.admin_keys_file)
     )

@@ -1,8 +1,9 @@
 """Traces for OpenTelemetry, an extra that is off unless `SIGNET_OTEL` asks for it: nothing else imports this module.
 
-A request is one server span after the HTTP semantic conventions, a child of the span that its `traceparent` names, with
-a span for each stage below it: queue, decode, preprocess, infer, postprocess. They are made from the request's trace
-when it is over, so a request pays for them after its answer. Where they go is said by OpenTelemetry's own variables.
+A request is one server span after the semantic conventions of HTTP or RPC, a child of the span that its `traceparent`
+names, with a span for each stage below it: queue, decode, preprocess, infer, postprocess. They are made from the
+request's trace when it is over, so a request pays for them after its answer. Where they go is said by OpenTelemetry's
+own variables.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -34,6 +36,8 @@ except ModuleNotFoundError as error:
 FLUSH_S = 5.0
 """How long the end of the service waits for its last spans to arrive."""
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+_FAILED_CALLS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""Statuses of gRPC that are a server's failure, as the semantic conventions see it."""
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _MAX_TEXT = 1000
 
@@ -71,27 +75,57 @@ class Tracing:
 
     def record(self, scope: Scope, trace: Trace, route: str, status: int) -> str:
         """Make the spans of a request that has just ended; gives the id of the trace that they belong to."""
+        headers = Headers(scope=scope)
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        template = None if route == "unmatched" else route
+        name = " ".join(filter(None, ("HTTP" if method == "_OTHER" else method, template)))
+        attributes = _attributes(scope, headers, trace, method, template, status)
+        return self._record(trace, name, headers, attributes, failed=status >= 500 or not status)
+
+    def record_call(
+        self, trace: Trace, method: str, known: bool, status: str, headers: Mapping[str, str], client: str | None
+    ) -> str:
+        """The same for a call of gRPC: its method as `Service/Method`, whether that exists, and its status' name."""
+        failed = status in _FAILED_CALLS
+        attributes = {
+            "rpc.system.name": "grpc",
+            "rpc.method": method if known else "_OTHER",
+            "rpc.method_original": None if known else method[:_MAX_TEXT],
+            "rpc.response.status_code": status,
+            "client.address": client,
+            "user_agent.original": headers.get("user-agent", "")[:_MAX_TEXT] or None,
+            "error.type": status if failed else None,
+        }
+        name = method if known else "grpc"
+        return self._record(trace, name, headers, {**_given(attributes), **_ours(trace)}, failed=failed)
+
+    def _record(
+        self,
+        trace: Trace,
+        name: str,
+        headers: Mapping[str, str],
+        attributes: Mapping[str, str | int],
+        *,
+        failed: bool,
+    ) -> str:
         ended_ns, ended = time.time_ns(), time.monotonic()
 
         def wall_ns(instant: float) -> int:
             return ended_ns - round((ended - instant) * 1e9)
 
-        headers = Headers(scope=scope)
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        template = None if route == "unmatched" else route
         span = self._tracer.start_span(
-            " ".join(filter(None, ("HTTP" if method == "_OTHER" else method, template))),
+            name,
             context=propagate.extract(headers),
             kind=SpanKind.SERVER,
-            attributes=_attributes(scope, headers, trace, method, template, status),
+            attributes=attributes,
             start_time=wall_ns(trace.begun),
         )
         if span.is_recording():
-            if status >= 500 or not status:
+            if failed:
                 span.set_status(Status(StatusCode.ERROR))
             inside = set_span_in_context(span)
-            for name, begun, over in trace.intervals or ():
-                self._tracer.start_span(name, inside, start_time=wall_ns(begun)).end(wall_ns(over))
+            for stage, begun, over in trace.intervals or ():
+                self._tracer.start_span(stage, inside, start_time=wall_ns(begun)).end(wall_ns(over))
         span.end(ended_ns)
         return format_trace_id(span.get_span_context().trace_id)
 
@@ -122,9 +156,19 @@ def _attributes(
         "server.port": server[1],
         "user_agent.original": headers.get("user-agent", "")[:_MAX_TEXT] or None,
         "error.type": (trace.problem or str(status or "aborted")) if status >= 500 or not status else None,
+    }
+    return {**_given(known), **_ours(trace)}
+
+
+def _ours(trace: Trace) -> dict[str, str | int]:
+    known = {
         "signet.request_id": trace.request_id,
         "signet.model": trace.model or None,
         "signet.model.version": trace.version or None,
         "signet.problem": trace.problem,
     }
+    return _given(known)
+
+
+def _given(known: Mapping[str, str | int | None]) -> dict[str, str | int]:
     return {name: value for name, value in known.items() if value is not None}

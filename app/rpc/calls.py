@@ -1,4 +1,4 @@
-"""What surrounds each call: its id, the checks, its status, its line in the log and its place in the metrics.
+"""What surrounds each call: its id, the checks, its status, its line in the log, its place in the metrics, its span.
 
 Every method is registered as one that takes a stream of messages. On the wire a single message is a stream of one, and
 so a call is handed over when its headers are there: keys and limits are checked before its message is taken, and a
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
@@ -27,6 +27,9 @@ from app.rpc.methods import Method
 from app.rpc.statuses import code_of
 from app.settings import Settings
 from app.trace import begin_trace
+
+if TYPE_CHECKING:
+    from app.otel import Tracing
 
 DEADLINE_SLACK_S = 0.1
 """A client's clock starts before ours: a call that it gives up so shortly before the end of its time ran out of it."""
@@ -49,6 +52,7 @@ class Calls(grpc.GenericRpcHandler):
         lifecycle: Lifecycle,
         settings: Settings,
         refusal: Callable[[], ServiceError | None],
+        tracing: Tracing | None = None,
     ) -> None:
         self.methods = methods
         self.gate = gate
@@ -56,6 +60,7 @@ class Calls(grpc.GenericRpcHandler):
         self.lifecycle = lifecycle
         self.settings = settings
         self.refusal = refusal
+        self.tracing = tracing
         # The library holds a message that is on its way where nobody counts; so many may be at once.
         self.receiving = asyncio.Semaphore(max(1, settings.max_buffered_bytes // settings.max_body_bytes))
 
@@ -76,11 +81,13 @@ class _Call:
     def __init__(self, calls: Calls, name: str, metadata: Any, context: Context) -> None:
         self._calls = calls
         self._method = calls.methods.get(name)
-        self._route = name if self._method else "unmatched"
+        self._name = name
         self._headers = {key: value for key, value in metadata or () if isinstance(value, str)}
         self._context = context
         self._client = peer_address(context.peer())
         self._trace = begin_trace(self._headers.get("x-request-id"))
+        if calls.tracing is not None:
+            self._trace.intervals = []
         self._bytes = 0
         self._problem: Problem | None = None
 
@@ -129,14 +136,18 @@ class _Call:
 
     async def _message(self) -> bytes:
         """The call's message. Raises ServiceError TIMEOUT, BAD_REQUEST or QUEUE_FULL."""
-        limit_s = self._calls.settings.body_timeout_s
+        limit_s, its_turn = self._calls.settings.body_timeout_s, False
         try:
             async with asyncio.timeout(limit_s), self._calls.receiving:
+                its_turn = True
                 message = await self._context.read()
                 if not isinstance(message, bytes):
                     await self._nothing()
         except TimeoutError:
-            raise ServiceError(Problem.TIMEOUT, f"The message did not arrive in {limit_s:g} s.") from None
+            if its_turn:
+                raise ServiceError(Problem.TIMEOUT, f"The message did not arrive in {limit_s:g} s.") from None
+            detail = "As many messages as may be are on their way, and slowly."
+            raise ServiceError(Problem.QUEUE_FULL, detail, retry_after_s=1) from None
         lifecycle, settings = self._calls.lifecycle, self._calls.settings
         self._bytes = len(message)
         lifecycle.buffered_bytes += self._bytes
@@ -172,18 +183,25 @@ class _Call:
         return tuple(entries.items())
 
     def _record(self) -> None:
-        problem = self._problem
+        problem, known, tracing = self._problem, self._method is not None, self._calls.tracing
         self._trace.problem = problem.slug if problem else None
-        watching = self._method is not None and self._method.role is Role.NOBODY
+        status = (code_of(problem) if problem else grpc.StatusCode.OK).name
+        watcher = self._method is not None and self._method.role is Role.NOBODY and not problem
+        more = {}
+        if tracing is not None and not watcher:
+            more["trace_id"] = tracing.record_call(
+                self._trace, self._name.removeprefix("/"), known, status, self._headers, self._client
+            )
         access.record(
             self._calls.metrics,
             self._trace,
             method="gRPC",
-            route=self._route,
+            route=self._name if known else "unmatched",
             status=problem.status if problem else 200,
-            grpc_status=(code_of(problem) if problem else grpc.StatusCode.OK).name,
             client=self._client,
-            level=logging.DEBUG if watching and not problem else logging.INFO,
+            level=logging.DEBUG if watcher else logging.INFO,
+            grpc_status=status,
+            **more,
         )
 
 

@@ -56,7 +56,8 @@ async def beside(app: FastAPI) -> AsyncIterator[None]:
     lifecycle: Lifecycle = app.state.lifecycle
     methods = Methods(service, app.state.fleet, lifecycle).table()
     table = {f"/{SERVICE}/{name}": method for name, method in methods.items()}
-    calls = Calls(table, app.state.gate, service.metrics, lifecycle, settings, service.scheduler.refusal)
+    refusal, tracing = service.scheduler.refusal, app.state.tracing
+    calls = Calls(table, app.state.gate, service.metrics, lifecycle, settings, refusal, tracing)
     server = grpc.aio.server(options=_options(settings))
     server.add_generic_rpc_handlers((calls,))
     address = (

@@ -12,13 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from tritonclient.grpc import service_pb2
 
 from tests.app.test_cli import signet
 from tests.helpers import pictures
+from tests.helpers.rpc import METHOD
 from tests.helpers.server import Server, eventually, free_port
 
 PNG = pictures.png(32, 32)
@@ -95,14 +98,19 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def traced(zoo: Path, collector: Collector) -> Iterator[Server]:
+def grpc_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def traced(zoo: Path, collector: Collector, grpc_port: int) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         environment.setenv("OTEL_EXPORTER_OTLP_HEADERS", "tenant=vision")
         environment.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         environment.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-        running = Server(zoo, otel=True, default_model="random", max_queue_images=4)
+        running = Server(zoo, otel=True, default_model="random", max_queue_images=4, grpc_port=grpc_port)
     yield running
     running.close()
 
@@ -188,6 +196,38 @@ def test_a_refusal_is_no_error_of_ours(
     assert "error.type" not in found
     assert found.get("http.route") == name.partition(" ")[2] or "http.route" not in found
     assert span.parent_span_id == b""
+
+
+def test_calls_of_grpc_are_spans_too(traced: Server, collector: Collector, grpc_port: int) -> None:
+    asked = service_pb2.ModelInferRequest(model_name="random")
+    asked.inputs.add(name="image", datatype="BYTES", shape=[1], contents={"bytes_contents": [PNG]})
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        infer = channel.unary_unary(METHOD + "ModelInfer", service_pb2.ModelInferRequest.SerializeToString)
+        _, call = infer.with_call(asked, metadata=tuple(TRACEPARENT.items()))
+        refused = infer.future(service_pb2.ModelInferRequest(model_name="nobody"))
+        unknown = channel.unary_unary(METHOD + "TraceSetting").future(b"")
+        ids = [dict(each.trailing_metadata())["x-request-id"] for each in (call, refused, unknown)]
+    answered, not_found, not_there = (collector.server_span(request_id) for request_id in ids)
+    assert answered.name == "inference.GRPCInferenceService/ModelInfer"
+    assert (answered.trace_id.hex(), answered.parent_span_id.hex()) == (TRACE_ID, PARENT_ID)
+    found = attributes_of(answered)
+    assert "grpc-python" in found.pop("user_agent.original")
+    assert found == {
+        "rpc.system.name": "grpc",
+        "rpc.method": answered.name,
+        "rpc.response.status_code": "OK",
+        "client.address": "127.0.0.1",
+        "signet.request_id": ids[0],
+        "signet.model": "random",
+        "signet.model.version": "2",
+    }
+    assert sorted(child.name for child in collector.children(answered)) == sorted(WAY)
+    assert not_found.status.code == Status.STATUS_CODE_UNSET
+    assert attributes_of(not_found)["rpc.response.status_code"] == "NOT_FOUND"
+    assert not_there.status.code == Status.STATUS_CODE_ERROR
+    assert attributes_of(not_there)["rpc.method"] == "_OTHER"
+    (event,) = [event for event in traced.log_events() if event.get("request_id") == ids[0]]
+    assert event["trace_id"] == TRACE_ID
 
 
 def test_a_deadline_is_an_error_and_shows_the_wait(traced: Server, collector: Collector) -> None:

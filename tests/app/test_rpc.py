@@ -31,7 +31,7 @@ from app.rpc.calls import peer_address
 from app.rpc.methods import Methods
 from app.rpc.statuses import code_of
 from models.xnor import Session
-from tests.helpers import packed, pictures
+from tests.helpers import pictures
 from tests.helpers.packed import LABELS
 from tests.helpers.rpc import METHOD
 from tests.helpers.server import Server, eventually, free_port
@@ -480,22 +480,6 @@ def test_models_are_loaded_and_unloaded_with_an_admin_key(
     with pytest.raises(InferenceServerException, match="no model 'nobody'") as raised:
         client.load_model("nobody", headers=admin)
     assert raised.value.status() == "StatusCode.NOT_FOUND"
-
-
-def test_a_file_that_cannot_be_loaded_is_a_failed_precondition(tmp_path: Path) -> None:
-    path = tmp_path / "net" / "1" / "model.safetensors"
-    packed.write_random(path)
-    running = Server(tmp_path, grpc_port=(port := free_port()), admin_keys="root")
-    try:
-        with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            path.with_name("aside").write_bytes(path.read_bytes()[:-100])
-            path.with_name("aside").replace(path)
-            with pytest.raises(InferenceServerException, match="Version 1: ") as raised:
-                client.load_model("net", headers={"x-api-key": "root"})
-            assert raised.value.status() == "StatusCode.FAILED_PRECONDITION"
-            assert client.infer("net", [pixel_input(PIXELS[:1])]).as_numpy("logits").shape == (1, 10)
-    finally:
-        running.close()
 
 
 # ---- what it does not answer -----------------------------------------------------------------------------------------
