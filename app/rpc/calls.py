@@ -61,8 +61,16 @@ class Calls(grpc.GenericRpcHandler):
         self.settings = settings
         self.refusal = refusal
         self.tracing = tracing
+        self.running: set[asyncio.Task[Any]] = set()
+        self.ending = False
         # The library holds a message that is on its way where nobody counts; so many may be at once.
         self.receiving = asyncio.Semaphore(max(1, settings.max_buffered_bytes // settings.max_body_bytes))
+
+    def end(self) -> None:
+        """End the calls that are still in progress; their clients hear why."""
+        self.ending = True
+        for task in self.running:
+            task.cancel()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler of a call; there is one for methods that do not exist, too."""
@@ -70,7 +78,13 @@ class Calls(grpc.GenericRpcHandler):
         metadata = handler_call_details.invocation_metadata
 
         async def serve(_: object, context: Context) -> bytes:
-            return await _Call(self, name, metadata, context).serve()
+            task = asyncio.current_task()
+            assert task is not None
+            self.running.add(task)
+            try:
+                return await _Call(self, name, metadata, context).serve()
+            finally:
+                self.running.discard(task)
 
         return grpc.stream_unary_rpc_method_handler(serve)
 
@@ -102,9 +116,12 @@ class _Call:
                 failure = error
             except Exception as error:
                 failure = problems.mistake(self._trace, error)
-            except asyncio.CancelledError:  # the call has ended, with a status that is not ours
-                self._problem = self._problem or self._why_it_was_cut_off()
-                raise
+            except asyncio.CancelledError:
+                if not self._calls.ending:  # the call has ended, with a status that is not ours
+                    self._problem = self._problem or self._why_it_was_cut_off()
+                    raise
+                detail = "The service ended before the answer was there."
+                failure = ServiceError(Problem.DRAINING, detail, retry_after_s=1)
             self._problem = failure.problem
             await self._context.abort(code_of(failure.problem), failure.detail, self._trailing(failure))
         finally:

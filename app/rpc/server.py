@@ -69,6 +69,7 @@ async def beside(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        calls.end()
         await server.stop(LAST_ANSWERS_S)
 
 

@@ -456,7 +456,7 @@ def test_a_second_signal_ends_it_at_once(slow_zoo: Path) -> None:
         running.close()
 
 
-def test_a_call_that_never_ends_is_cut_off_when_the_drain_time_is_over(slow_zoo: Path) -> None:
+def test_a_call_that_never_ends_is_told_when_the_drain_time_is_over(slow_zoo: Path) -> None:
     running = Rpc(slow_zoo, drain_timeout_s=2, body_timeout_s=60)
     try:
         with connection(running.port) as endless:
@@ -465,6 +465,7 @@ def test_a_call_that_never_ends_is_cut_off_when_the_drain_time_is_over(slow_zoo:
             begun = time.monotonic()
             assert running.server.stop() == 0
             assert time.monotonic() - begun > 1.5
+            assert b"The service ended before" in received(endless)
     finally:
         running.close()
 
