@@ -10,7 +10,8 @@
 #   ENGINE         docker or podman; default: the one that is installed
 #   IMAGE          an image that is there already, tried instead of building one
 #   BUILD_FLAGS    more options for `$ENGINE build`: --build-arg BASE_IMAGE=..., --secret id=pip,src=..., --isolation chroot
-#   RUN_FLAGS      more options for `$ENGINE run`: where no network can be set up, --network host
+#   RUN_FLAGS      more options for `$ENGINE run`: where no network can be set up, --network host; where podman has no
+#                  systemd to time health checks with, --no-healthcheck (the check itself is run here)
 #   MODELS         model repository to serve; default: the models that ship
 #   PHOTOGRAPH     JPEG to post; default: one that is made inside the image
 #   MAX_IMAGE_MB   the most that the image's files may take on disk, in 10^6 bytes; default 250
@@ -143,6 +144,14 @@ echo "$(stat --format %s "$photograph") bytes"
 answer=$(curl --silent --show-error --fail --form "image=@$photograph" "$url/v1/classify?top_k=3")
 echo "$answer"
 grep -q '"predictions":\[{"label":' <<< "$answer" || fail "no predictions"
+answered=1
+if [[ -z ${MODELS:-} ]]; then
+    answer=$(curl --silent --show-error --fail --form "image=@$photograph" "$url/v1/pose")
+    points=$(grep -o '"name":' <<< "$answer" | wc -l)
+    echo "a person's keypoints: $points"
+    ((points == 14)) || fail "the pose model gave $answer"
+    answered=2
+fi
 refused=$(curl --silent --output /dev/null --write-out '%{http_code}' --data-binary "not a picture" "$url/v1/classify")
 [[ $refused == 415 ]] || fail "bytes that are no picture were answered with $refused"
 echo "bytes that are no picture: $refused"
@@ -184,7 +193,7 @@ grep -q '"draining"' "$scratch/log" || fail "the log does not tell of the drain"
 for code in 200 503; do
     logged=$(grep -c "\"method\": \"POST\".*\"status\": $code" "$scratch/log" || true)
     arrived=$(cat "$scratch"/client* "$scratch/upload" | grep -c "^$code" || true)
-    ((code == 200)) && arrived=$((arrived + 1)) # the photograph above
+    ((code == 200)) && arrived=$((arrived + answered)) # the photograph above
     [[ $logged == "$arrived" ]] || fail "$logged answers of $code in the log, $arrived at the clients"
 done
 echo "each answer in the log arrived"
