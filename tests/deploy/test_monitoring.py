@@ -106,7 +106,7 @@ def busy(server: Server) -> None:
     server.classify(picture)
     server.classify(b"not a picture")
     with ThreadPoolExecutor(12) as clients:
-        list(clients.map(lambda _: server.classify(picture, model="slow"), range(12)))
+        list(clients.map(lambda _: server.classify(picture, model="slow", timeout_ms=1), range(12)))
     server.client.get("/v1/models")
 
 
@@ -115,12 +115,14 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     zoo = tmp_path_factory.mktemp("zoo")
     packed.write_random(zoo / "random" / "1" / "model.safetensors")
     packed.write_slow(zoo / "slow" / "1" / "model.safetensors")
-    server = Server(zoo, default_model="random", max_queue_images=6, queue_deadline_ms=1, threads=1)
+    server = Server(zoo, default_model="random", max_queue_images=6, threads=1)
     watching = Prometheus(tmp_path_factory.mktemp("prometheus"), f"127.0.0.1:{server.port}")
     try:
         watching.wait_for('up{job="signet"} == 1')
         wanted = [f'signet_requests_total{{status="{status}"}}' for status in ("200", "415", "429", "504")]
         wanted += ['rate(signet_requests_total{status="200"}[1m]) > 0', "rate(signet_rejected_total[1m]) > 0"]
+        stages = ("decode", "preprocess", "queue", "infer", "postprocess")
+        wanted += [f'rate(signet_stage_seconds_count{{stage="{stage}"}}[1m]) > 0' for stage in stages]
         wanted += [f'rate(signet_rejected_total{{reason="{reason}"}}[1m]) > 0' for reason in ("queue-full", "deadline")]
         for expression in wanted:
             watching.wait_for(expression, meanwhile=lambda: busy(server))
