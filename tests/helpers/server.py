@@ -154,9 +154,19 @@ class Server:
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
-    """Wait for what happens just after an answer was sent, such as its line in the log."""
+    """Wait for what happens just after an answer was sent, such as its line in the log.
+
+    What is asked of a process that is being killed or drained may get no answer; it is then asked again.
+    """
     end = time.monotonic() + within_s
-    while not condition():
+
+    def holds() -> bool:
+        try:
+            return condition()
+        except httpx.TransportError:
+            return False
+
+    while not holds():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
 
