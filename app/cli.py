@@ -62,7 +62,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on  [default: 8000]")] = None,
     grpc_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port for gRPC too (needs signet[grpc])  [default: none]")
+        int | None,
+        typer.Option(min=0, max=65535, help="Port for gRPC, which takes the extra of that name  [default: none]"),
     ] = None,
     models: Models = None,
     default_model: Annotated[str | None, typer.Option(help="Model that answers where a request names none.")] = None,
