@@ -74,6 +74,13 @@ def test_each_slow_check_passed_when_it_was_last_run(root: Path, target: str) ->
     assert last.startswith("PASSED")
 
 
+def test_make_leaves_the_variables_of_the_image_test_alone(root: Path) -> None:
+    """A variable of the Makefile would reach the script in place of the one that was given."""
+    names = re.findall(r"^#   ([A-Z_]+) ", (root / "deploy/test_image.sh").read_text(), re.M)
+    assert "ENGINE" in names
+    assert not re.findall(rf"^({'|'.join(names)}) *[:?]?=", (root / "Makefile").read_text(), re.M)
+
+
 @pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed")
 def test_workflows_are_what_github_takes(root: Path) -> None:
     folder = root / ".github/workflows"
