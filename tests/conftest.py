@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 
 import numpy as np
 import pytest
+
+# torch's tensors are small here: one thread is as fast as many, and never waits for another on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
