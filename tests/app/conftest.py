@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import packed
+from models.xnor import Session
+from tests.helpers import packed, pictures
 from tests.helpers.server import Server
 
 
@@ -27,6 +29,17 @@ def slow_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packed.write_slow(root / "slow-pose" / "1" / "model.safetensors", pose=True)
     packed.write_slow(root / "slow" / "1" / "model.safetensors")
     return root
+
+
+@pytest.fixture(scope="session")
+def answer_s(slow_zoo: Path) -> float:
+    """Seconds that the slow model takes for one answer."""
+    session = Session.load(slow_zoo / "slow" / "1" / "model.safetensors", threads=1)
+    images = pictures.random_pixels(192, 192)[None]
+    session.run(images)
+    begun = time.monotonic()
+    session.run(images)
+    return time.monotonic() - begun
 
 
 @pytest.fixture(scope="session")

@@ -24,19 +24,6 @@ PNG = pictures.png(32, 32)
 ONE_AT_A_TIME = {"parallel_images": 1, "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def answer_s(slow_zoo: Path) -> float:
-    """Seconds that the slow model takes for one answer."""
-    from models.xnor import Session
-
-    session = Session.load(slow_zoo / "slow" / "1" / "model.safetensors", threads=1)
-    images = pictures.random_pixels(192, 192)[None]
-    session.run(images)
-    begun = time.monotonic()
-    session.run(images)
-    return time.monotonic() - begun
-
-
 @pytest.fixture
 def narrow(slow_zoo: Path) -> Iterator[Server]:
     """A service that admits two images."""

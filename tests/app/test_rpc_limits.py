@@ -23,7 +23,6 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from models.xnor import Session
 from tests.helpers import packed, pictures
 from tests.helpers.rpc import METHOD, connection, head, message, received
 from tests.helpers.server import Server, eventually, free_port
@@ -100,17 +99,6 @@ def slow_request() -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name="slow")
     request.inputs.add(name="image", datatype="BYTES", shape=[1], contents={"bytes_contents": [PNG]})
     return request
-
-
-@pytest.fixture(scope="module")
-def answer_s(slow_zoo: Path) -> float:
-    """Seconds that the slow model takes for one answer."""
-    session = Session.load(slow_zoo / "slow" / "1" / "model.safetensors", threads=1)
-    images = pictures.random_pixels(192, 192)[None]
-    session.run(images)
-    begun = time.monotonic()
-    session.run(images)
-    return time.monotonic() - begun
 
 
 # ---- keys and rates --------------------------------------------------------------------------------------------------
