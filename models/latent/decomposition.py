@@ -285,7 +285,7 @@ def _multi_mode_product(core: Tensor, factors: Sequence[Tensor], channel_modes: 
     shape = value.shape
     if small:
         # Layers come first among the small modes; many of them would make a Kronecker product that costs more.
-        first = 1 if len(small) > 1 and prod(len(factors[mode]) for mode in small) > LARGE_KRONECKER else 0
+        first = 1 if len(small) > 1 and prod([len(factors[mode]) for mode in small]) > LARGE_KRONECKER else 0
         if first:
             value = factors[small[0]] @ value.reshape(shape[0], -1)
         kernel = _kronecker([factors[mode] for mode in small[first:]])

@@ -14,6 +14,7 @@ struct Floats {
     static void store(float* to, Vector x) { _mm512_storeu_ps(to, x); }
     static Vector set1(float x) { return _mm512_set1_ps(x); }
     static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+    static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
     static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
     static Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
     static Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }

@@ -37,6 +37,9 @@ struct Floats {
     static Vector add(Vector a, Vector b) {
         return each(a, b, [](Quad x, Quad y) { return x + y; });
     }
+    static Vector subtract(Vector a, Vector b) {
+        return each(a, b, [](Quad x, Quad y) { return x - y; });
+    }
     static Vector multiply(Vector a, Vector b) {
         return each(a, b, [](Quad x, Quad y) { return x * y; });
     }

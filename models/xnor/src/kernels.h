@@ -82,17 +82,37 @@ struct PoolTile {
     float* sums;  // [pixels][kTileLanes]
 };
 
-enum class StageKind : uint8_t { kScale, kShift, kPixelScale, kPixelScaleAt, kPrelu, kRelu, kAdd, kStore, kBits };
+enum class StageKind : uint8_t {
+    kScale,
+    kShift,
+    kScaleShift,
+    kPixelScale,
+    kPixelScaleAt,
+    kPrelu,
+    kRelu,
+    kAdd,
+    kStore,
+    kBits
+};
 
 // One stage of what happens to a channel's value on its way to memory.
 struct Stage {
     StageKind kind;
     const float* channel = nullptr;  // [channels] padded to kLanes; kPixelScale: [pixels]
+    const float* shift = nullptr;    // kScaleShift: added after `channel` has multiplied
     const float* sign = nullptr;     // kBits: -0.0 where the comparison is flipped, else 0
     int64_t offset = 0;              // kAdd, kStore, kBits, kPixelScaleAt: where it lies in the arena, bytes
     int64_t stride = 0;              // from pixel to pixel: floats, or for kBits bytes
     int channels = 0;                // kBits
     int bytes = 0;                   // kBits: from a pixel's first bit to the end of its last word
+};
+
+// The stages of nearly every binary convolution, in their usual order, so that no loop over them is due: scale, shift,
+// PReLU, add, store, bits; null what there is none of, but for the scale.
+struct Chain {
+    const float* scale = nullptr;  // [channels] padded to kLanes, times 2: of total / 2 - count
+    const float* shift = nullptr;
+    const Stage *prelu = nullptr, *add = nullptr, *store = nullptr, *bits = nullptr;
 };
 
 struct FinishTile {
@@ -107,6 +127,7 @@ struct FinishTile {
     int lanes = 0;    // a multiple of kLanes
     const Stage* stages = nullptr;
     int stage_count = 0;
+    const Chain* chain = nullptr;  // the same stages, where they are a chain
     char* arena = nullptr;
 };
 

@@ -29,6 +29,7 @@ struct Floats {
     }
     static Vector set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
     static Vector add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+    static Vector subtract(Vector a, Vector b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
     static Vector multiply(Vector a, Vector b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
     static Vector divide(Vector a, Vector b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
     static Vector multiply_add(Vector a, Vector b, Vector c) {
@@ -78,8 +79,9 @@ struct Words {
     using Vector = __m256i;
     static constexpr int kLanes = 8;
     static constexpr int kVectors = 2;
-    static constexpr int kPixels = 3;
+    static constexpr int kPixels = 4;
     static constexpr int kBudget = 31;
+    static constexpr int kGroup = 0;
     static constexpr bool kFinish = true;
 
     static Vector set1(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }

@@ -16,6 +16,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 3;
     static constexpr int kBudget = 31;
+    static constexpr int kGroup = 0;
     static constexpr bool kFinish = true;
 
     static Vector set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }

@@ -13,6 +13,10 @@ struct Index {
 
 #define XNOR_INLINE __attribute__((always_inline))
 
+// What lies in memory is read anew after this. Without it the compiler keeps more addresses than there are registers
+// for them, the rest in vector registers, where reading them waits behind all vector work.
+XNOR_INLINE inline void forget() { asm volatile("" ::: "memory"); }
+
 template <class F, int... I>
 XNOR_INLINE inline void repeat_each(const F& f, std::integer_sequence<int, I...>) {
     (f(Index<I>{}), ...);
@@ -24,6 +28,33 @@ XNOR_INLINE inline void repeat(const F& f) {
 }
 
 // ---- from sums to values ----------------------------------------------------------------------------------
+
+// The signs of P pixels x NV vectors of channels against their thresholds, to bits.
+template <int P, int NV>
+XNOR_INLINE inline void store_bits(const Stage* stage, char* arena, const int32_t* out_pixel, int channel,
+                                   const Floats::Vector (&x)[P * NV]) {
+    const float* const parameters = stage->channel + channel;
+    char* to = arena + stage->offset + channel / 8;
+    const int64_t stride = stage->stride;
+    const int left = stage->channels - channel;
+    repeat<NV>([&](auto v) XNOR_INLINE {
+        const Floats::Vector threshold = Floats::load(parameters + v * kLanes);
+        const Floats::Vector sign = Floats::load(stage->sign + channel + v * kLanes);
+        const int more = left - v * kLanes;
+        const uint32_t valid = more >= kLanes ? 0xffffu : (1u << more) - 1;
+        repeat<P>([&](auto p) XNOR_INLINE {
+            const uint32_t bits = Floats::at_least(Floats::flip_sign(x[p * NV + v], sign), threshold) & valid;
+            const uint16_t half_word = static_cast<uint16_t>(bits);
+            __builtin_memcpy(to + out_pixel[p] * stride + v * 2, &half_word, sizeof half_word);
+        });
+    });
+    // The last vector of a pixel also clears the unused part of the last word.
+    if (left <= NV * kLanes) {
+        const int tail = stage->bytes - channel / 8;
+        for (int i = 2 * NV; i < tail; i += 2)
+            for (int p = 0; p < P; ++p) __builtin_memset(to + out_pixel[p] * stride + i, 0, 2);
+    }
+}
 
 // Takes NV x 16 channels of P pixels, x[p * NV + v], through all stages; they stay in registers from one to the next.
 template <int P, int NV>
@@ -46,6 +77,17 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                     repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::add(x[p * NV + v], shift); });
                 });
                 break;
+            case StageKind::kScaleShift: {
+                const float* const shifts = stage->shift + channel;
+                repeat<NV>([&](auto v) XNOR_INLINE {
+                    const Floats::Vector scale = Floats::load(parameters + v * kLanes);
+                    const Floats::Vector shift = Floats::load(shifts + v * kLanes);
+                    repeat<P>([&](auto p) XNOR_INLINE {
+                        x[p * NV + v] = Floats::add(Floats::multiply(x[p * NV + v], scale), shift);
+                    });
+                });
+                break;
+            }
             case StageKind::kPixelScale:
                 repeat<P>([&](auto p) XNOR_INLINE {
                     const Floats::Vector scale = Floats::set1(stage->channel[out_pixel[p]]);
@@ -90,31 +132,60 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                 break;
             }
             case StageKind::kBits: {
-                char* to = arena + stage->offset + channel / 8;
-                const int64_t stride = stage->stride;
-                const int left = stage->channels - channel;
-                repeat<NV>([&](auto v) XNOR_INLINE {
-                    const Floats::Vector threshold = Floats::load(parameters + v * kLanes);
-                    const Floats::Vector sign = Floats::load(stage->sign + channel + v * kLanes);
-                    const int more = left - v * kLanes;
-                    const uint32_t valid = more >= kLanes ? 0xffffu : (1u << more) - 1;
-                    repeat<P>([&](auto p) XNOR_INLINE {
-                        const uint32_t bits =
-                            Floats::at_least(Floats::flip_sign(x[p * NV + v], sign), threshold) & valid;
-                        const uint16_t half_word = static_cast<uint16_t>(bits);
-                        __builtin_memcpy(to + out_pixel[p] * stride + v * 2, &half_word, sizeof half_word);
-                    });
-                });
-                // The last vector of a pixel also clears the unused part of the last word.
-                if (left <= NV * kLanes) {
-                    const int tail = stage->bytes - channel / 8;
-                    for (int i = 2 * NV; i < tail; i += 2)
-                        for (int p = 0; p < P; ++p) __builtin_memset(to + out_pixel[p] * stride + i, 0, 2);
-                }
+                store_bits<P, NV>(stage, arena, out_pixel, channel, x);
                 break;
             }
         }
     }
+}
+
+inline bool is_plain(const Chain& chain) {
+    return chain.shift && chain.store && !chain.prelu && !chain.add && !chain.bits;
+}
+
+// The same through a chain. Each vector goes on to the next stage at once: stages of many vectors one after the other
+// would keep busy now one, now another of the processor's ports.
+template <int P, int NV>
+XNOR_INLINE inline void run_chain(const Chain& chain, char* arena, const int32_t* out_pixel, int channel,
+                                  Floats::Vector (&x)[P * NV]) {
+    const float* const scales = chain.scale + channel;
+    if (chain.shift) {
+        const float* const shifts = chain.shift + channel;
+        repeat<NV>([&](auto v) XNOR_INLINE {
+            const Floats::Vector scale = Floats::load(scales + v * kLanes), shift = Floats::load(shifts + v * kLanes);
+            repeat<P>([&](auto p)
+                          XNOR_INLINE { x[p * NV + v] = Floats::add(Floats::multiply(x[p * NV + v], scale), shift); });
+        });
+    } else {
+        repeat<NV>([&](auto v) XNOR_INLINE {
+            const Floats::Vector scale = Floats::load(scales + v * kLanes);
+            repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
+        });
+    }
+    if (chain.prelu) {
+        const float* const slopes = chain.prelu->channel + channel;
+        repeat<NV>([&](auto v) XNOR_INLINE {
+            const Floats::Vector slope = Floats::load(slopes + v * kLanes);
+            repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::prelu(x[p * NV + v], slope); });
+        });
+    }
+    if (chain.add) {
+        const float* from = reinterpret_cast<const float*>(arena + chain.add->offset) + channel;
+        repeat<P>([&](auto p) XNOR_INLINE {
+            const float* pixel = from + out_pixel[p] * chain.add->stride;
+            repeat<NV>([&](auto v) XNOR_INLINE {
+                x[p * NV + v] = Floats::add(x[p * NV + v], Floats::load(pixel + v * kLanes));
+            });
+        });
+    }
+    if (chain.store) {
+        float* to = reinterpret_cast<float*>(arena + chain.store->offset) + channel;
+        repeat<P>([&](auto p) XNOR_INLINE {
+            float* pixel = to + out_pixel[p] * chain.store->stride;
+            repeat<NV>([&](auto v) XNOR_INLINE { Floats::store(pixel + v * kLanes, x[p * NV + v]); });
+        });
+    }
+    if (chain.bits) store_bits<P, NV>(chain.bits, arena, out_pixel, channel, x);
 }
 
 template <int P>
@@ -170,6 +241,17 @@ inline bool total_suits_base(float total) {
     return whole % 2 == 0 && whole < 1 << 22;
 }
 
+// One pixel's half of a word against NV vectors of weights.
+template <int NV, class W = Words>
+XNOR_INLINE inline void add_counts(typename W::Vector* sums, const uint32_t* word, const typename W::Vector* weights) {
+    if constexpr (NV == W::kGroup) {
+        W::add_group(sums, word, weights);
+    } else {
+        const typename W::Vector x = W::broadcast(word);
+        repeat<NV>([&](auto v) XNOR_INLINE { sums[v] = W::add_count(sums[v], x, weights[v]); });
+    }
+}
+
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
 // byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals; windows of no more steps
 // are `Short` and need no totals. With `out`, whose total suits kCountBase, the counts go on to their values while
@@ -186,17 +268,21 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
     const int64_t full_budget =
         steps <= Words::kBudget ? Words::kBudget / (kBytes ? steps : 1) * steps : Words::kBudget;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
-        const uint32_t* pixel[P];
+        struct {
+            const uint32_t* at[P];
+        } pixels;
+        repeat<P>([&](auto p) XNOR_INLINE {
+            pixels.at[p] = reinterpret_cast<const uint32_t*>(tile.input + window.in_offset[first_pixel + p]);
+        });
         Words::Vector sums[P * NV], totals[kTotals ? P * NV : 1];
         const Words::Vector start = Finish ? Words::set1(kCountBase) : Words::set1(0);
-        repeat<P>([&](auto p) XNOR_INLINE {
-            pixel[p] = reinterpret_cast<const uint32_t*>(tile.input + window.in_offset[first_pixel + p]);
-        });
         repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = kBytes ? Words::set1(0) : start; });
         if constexpr (kTotals) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = start; });
         int64_t budget = full_budget;
         for (int row = 0; row < window.rows; ++row) {
             for (int col = 0; col < window.cols; ++col) {
+                asm volatile("" : "+m"(pixels) : : "memory");
+                const uint32_t* const* pixel = pixels.at;
                 const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
                 int64_t at = 2 * (row * window.in_row + col * window.in_col);
                 int64_t left = steps;
@@ -211,12 +297,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                     do {
                         Words::Vector w[NV];
                         repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
-                        repeat<P>([&](auto p) XNOR_INLINE {
-                            const Words::Vector x = Words::broadcast(pixel[p] + at);
-                            repeat<NV>([&](auto v) XNOR_INLINE {
-                                sums[p * NV + v] = Words::add_count(sums[p * NV + v], x, w[v]);
-                            });
-                        });
+                        repeat<P>([&](auto p) XNOR_INLINE { add_counts<NV>(sums + p * NV, pixel[p] + at, w); });
                         weight += lanes;
                         at += kStep;
                     } while (at < end);
@@ -237,15 +318,47 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                 sums[i] = Words::add(kTotals ? totals[kTotals ? int(i) : 0] : start, Words::widen(sums[i]));
             });
         if constexpr (Finish) {
-            const Floats::Vector total = Floats::set1(kTwiceCountBase + out->total);
+            const float base = kTwiceCountBase + out->total;
+            const Floats::Vector total = Floats::set1(base), half = Floats::set1(base / 2);
             constexpr int kGroups = NV * Words::kLanes / kLanes;
-            Floats::Vector x[P * kGroups];
-            repeat<P>([&](auto p) XNOR_INLINE {
-                repeat<kGroups>([&](auto v) XNOR_INLINE {
-                    x[p * kGroups + v] = Floats::minus_twice(total, W::as_floats(sums + p * NV, v));
+            const int32_t* out_pixel = out->out_pixel + first_pixel;
+            const int channel = out->channel + first_lane;
+            if (out->chain && is_plain(*out->chain)) {
+                // One vector from its sum to memory before the next begins.
+                const float* const scales = out->chain->scale + channel;
+                const float* const shifts = out->chain->shift + channel;
+                float* const to = reinterpret_cast<float*>(out->arena + out->chain->store->offset) + channel;
+                const int64_t stride = out->chain->store->stride;
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    float* const to_pixel = to + out_pixel[p] * stride;
+                    repeat<kGroups>([&](auto v) XNOR_INLINE {
+                        const Floats::Vector x = Floats::subtract(half, W::as_floats(sums + p * NV, v));
+                        const Floats::Vector scaled = Floats::multiply(x, Floats::load(scales + v * kLanes));
+                        Floats::store(to_pixel + v * kLanes, Floats::add(scaled, Floats::load(shifts + v * kLanes)));
+                        forget();
+                    });
                 });
-            });
-            run_stages<P, kGroups>(*out, out->out_pixel + first_pixel, out->channel + first_lane, x);
+            } else if (out->chain) {
+                constexpr int kTogether = P % 2 ? 1 : 2;  // more keep too many ports waiting, fewer branch too often
+                repeat<P / kTogether>([&](auto group) XNOR_INLINE {
+                    Floats::Vector x[kTogether * kGroups];
+                    repeat<kTogether>([&](auto p) XNOR_INLINE {
+                        repeat<kGroups>([&](auto v) XNOR_INLINE {
+                            x[p * kGroups + v] =
+                                Floats::subtract(half, W::as_floats(sums + (group * kTogether + p) * NV, v));
+                        });
+                    });
+                    run_chain<kTogether, kGroups>(*out->chain, out->arena, out_pixel + group * kTogether, channel, x);
+                });
+            } else {
+                Floats::Vector x[P * kGroups];
+                repeat<P>([&](auto p) XNOR_INLINE {
+                    repeat<kGroups>([&](auto v) XNOR_INLINE {
+                        x[p * kGroups + v] = Floats::minus_twice(total, W::as_floats(sums + p * NV, v));
+                    });
+                });
+                run_stages<P, kGroups>(*out, out_pixel, channel, x);
+            }
         } else {
             repeat<P>([&](auto p) XNOR_INLINE {
                 int32_t* to = tile.counts + (first_pixel + p) * kTileLanes + first_lane;

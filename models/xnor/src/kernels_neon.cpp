@@ -16,6 +16,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 3;  // x 4 vectors = 12 of 32 registers hold byte counts, 12 their totals
     static constexpr int kBudget = 31;
+    static constexpr int kGroup = 0;
     static constexpr bool kFinish = false;
 
     static Vector set1(uint32_t x) { return vdupq_n_u32(x); }

@@ -11,7 +11,7 @@ namespace xnor {
 
 namespace {
 
-constexpr int kStripPixels = 8 * kTilePixels;
+constexpr int kStripPixels = 16 * kTilePixels;
 constexpr int64_t kSlackBytes = 256;  // vectors may read, never use, a little beyond a value of few channels
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -178,11 +178,31 @@ TapRun tap_run(const Geometry::Class& cls, const Buffer& input, const Sliding& s
     return run;
 }
 
+// The stages of a binary convolution as a chain, if they are one.
+bool as_chain(const std::vector<Stage>& stages, int channels, Store& store, Chain& chain) {
+    const Stage* at = stages.data();
+    const Stage* const end = at + stages.size();
+    const auto take = [&](StageKind kind) { return at != end && at->kind == kind ? at++ : nullptr; };
+    const Stage* scale = take(StageKind::kScaleShift);
+    if (!scale) scale = take(StageKind::kScale);
+    chain.prelu = take(StageKind::kPrelu);
+    chain.add = take(StageKind::kAdd);
+    chain.store = take(StageKind::kStore);
+    chain.bits = take(StageKind::kBits);
+    if (!scale || at != end) return false;
+    const int room = round_up(channels, kLanes);
+    float* doubled = static_cast<float*>(store.take(room * static_cast<int64_t>(sizeof(float))));
+    for (int i = 0; i < room; ++i) doubled[i] = 2 * scale->channel[i];
+    chain.scale = doubled;
+    chain.shift = scale->shift;
+    return true;
+}
+
 class ConvStep : public Step {
 public:
     ConvStep(const Kernels& kernels, const Buffer& input, const Sliding& sliding, int group_channels,
              int64_t group_elements, bool half, std::shared_ptr<const Geometry> geometry, Blocks cut,
-             std::vector<Stage> stages)
+             std::vector<Stage> stages, int out_channels, Store& store)
         : kernels_(kernels),
           input_(input),
           elements_(group_elements),
@@ -192,6 +212,7 @@ public:
           geometry_(std::move(geometry)),
           cut_(std::move(cut)),
           stages_(std::move(stages)),
+          is_chain_(input.kind == Kind::kBits && as_chain(stages_, out_channels, store, chain_)),
           strips_(static_cast<int64_t>(geometry_->strips.size())) {
         for (const Geometry::Class& cls : geometry_->classes) {
             runs_.push_back(tap_run(cls, input, sliding, group_elements));
@@ -208,6 +229,7 @@ public:
         FinishTile out;
         out.stages = stages_.data();
         out.stage_count = static_cast<int>(stages_.size());
+        out.chain = is_chain_ ? &chain_ : nullptr;
         out.arena = context.arena;
         if (input_.kind == Kind::kBits)
             out.counts = buffer;
@@ -280,6 +302,8 @@ private:
     const std::shared_ptr<const Geometry> geometry_;
     const Blocks cut_;
     const std::vector<Stage> stages_;
+    Chain chain_;  // of stages_
+    const bool is_chain_;
     const int64_t strips_;
     std::vector<TapRun> runs_;
     std::vector<float> totals_;
@@ -787,6 +811,11 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
         return to;
     };
     for (const StageSpec& spec : specs) {
+        if (spec.kind == StageKind::kShift && !made.empty() && made.back().kind == StageKind::kScale) {
+            made.back().kind = StageKind::kScaleShift;
+            made.back().shift = padded(spec.channel, channels);
+            continue;
+        }
         Stage stage;
         stage.kind = spec.kind;
         switch (spec.kind) {
@@ -799,6 +828,9 @@ std::vector<Stage> Program::stages(const std::vector<StageSpec>& specs, int64_t 
                 stage.channel = padded(spec.channel, pixels);
                 break;
             case StageKind::kRelu:
+                break;
+            case StageKind::kScaleShift:
+                require(false, "stage: scale and shift come one by one");
                 break;
             case StageKind::kPixelScaleAt:
                 check(spec.buffer);
@@ -863,9 +895,9 @@ void Program::binary_conv2d(const Buffer& input, int height, int width, int out_
         // Little-endian words are pairs of halves in memory, low half first.
         pack_weights(reinterpret_cast<const uint32_t*>(weight), 2 * taps * elements, cut, store_);
     }
-    steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, group_channels, elements, false,
-                                                geometry(input, height, width, sliding), std::move(cut),
-                                                stages(specs, static_cast<int64_t>(height) * width, out_channels)));
+    steps_.push_back(std::make_unique<ConvStep>(
+        kernels_, input, sliding, group_channels, elements, false, geometry(input, height, width, sliding),
+        std::move(cut), stages(specs, static_cast<int64_t>(height) * width, out_channels), out_channels, store_));
 }
 
 void Program::conv2d(const Buffer& input, int height, int width, int out_channels, const Sliding& sliding, int groups,
@@ -880,9 +912,9 @@ void Program::conv2d(const Buffer& input, int height, int width, int out_channel
         pack_weights(static_cast<const uint16_t*>(weight), per_channel, cut, store_);
     else
         pack_weights(static_cast<const float*>(weight), per_channel, cut, store_);
-    steps_.push_back(std::make_unique<ConvStep>(kernels_, input, sliding, 0, elements, half,
-                                                geometry(input, height, width, sliding), std::move(cut),
-                                                stages(specs, static_cast<int64_t>(height) * width, out_channels)));
+    steps_.push_back(std::make_unique<ConvStep>(
+        kernels_, input, sliding, 0, elements, half, geometry(input, height, width, sliding), std::move(cut),
+        stages(specs, static_cast<int64_t>(height) * width, out_channels), out_channels, store_));
 }
 
 void Program::padded_pixels(const Buffer& output, std::array<int, 2> padding, std::array<uint8_t, 3> zero) {
@@ -923,7 +955,8 @@ void Program::pixel_conv2d(const Buffer& input, int height, int width, int out_c
         }
         for (const Stage& stage : made)
             require(stage.kind == StageKind::kScale || stage.kind == StageKind::kShift ||
-                        stage.kind == StageKind::kPrelu || stage.kind == StageKind::kRelu,
+                        stage.kind == StageKind::kScaleShift || stage.kind == StageKind::kPrelu ||
+                        stage.kind == StageKind::kRelu,
                     "pixel_conv2d: before a pool only stages of channels");
         Stage store;
         store.kind = StageKind::kStore;

@@ -50,6 +50,20 @@ def test_one_reconstruction_a_forward_pass(monkeypatch):
     assert len(calls) == 7
 
 
+@pytest.mark.parametrize("kind", ["plain", "matrix", "tucker", "holistic"])
+def test_a_network_compiles_to_one_graph(kind):
+    """A graph a layer would be compiled anew for each shape, until torch gives up and runs it slower than without."""
+    network, x = small(kind), images()
+    expected = network(x)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    for _ in range(2):
+        logits = compiled(x)
+        assert torch.equal(logits, expected)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_a_changed_factor_changes_the_next_pass():
     network = small().eval()
     before = network(images())

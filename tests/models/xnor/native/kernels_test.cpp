@@ -91,6 +91,8 @@ struct Finishing {
     std::vector<int32_t> out_pixel;
     std::vector<float> per_channel[4], signs, per_pixel;
     std::vector<Stage> stages;
+    std::vector<float> doubled;
+    Chain chain;
     FinishTile tile{};
 
     Finishing(int pixels, int lanes) {
@@ -121,22 +123,49 @@ struct Finishing {
         per_pixel = filled<float>(kArenaPixels, value);
 
         for (int count = between(0, 6); count > 0; --count)
-            stages.push_back(stage(static_cast<StageKind>(between(0, 6))));
+            stages.push_back(stage(static_cast<StageKind>(between(0, 7))));
         stages.push_back(stage(StageKind::kStore));
         if (maybe()) stages.push_back(stage(StageKind::kBits));
+        set_stages();
         tile.out_pixel = out_pixel.data();
         tile.pixels = pixels;
         tile.channel = first;
         tile.lanes = lanes;
+        tile.arena = arena.data();
+    }
+
+    void set_stages() {
         tile.stages = stages.data();
         tile.stage_count = static_cast<int>(stages.size());
-        tile.arena = arena.data();
+    }
+
+    // Stages that are a chain instead, any of them but for the scale left out.
+    void become_chain() {
+        stages.clear();
+        stages.push_back(stage(maybe() ? StageKind::kScale : StageKind::kScaleShift));
+        const StageKind usual[] = {StageKind::kPrelu, StageKind::kAdd, StageKind::kStore, StageKind::kBits};
+        const bool plain = stages[0].kind == StageKind::kScaleShift && maybe();
+        for (const StageKind kind : usual)
+            if (plain ? kind == StageKind::kStore : maybe()) stages.push_back(stage(kind));
+        set_stages();
+        doubled = std::vector<float>(stages[0].channel, stages[0].channel + padded);
+        for (float& scale : doubled) scale *= 2;
+        chain.scale = doubled.data();
+        for (const Stage& one : stages) {
+            if (one.kind == StageKind::kScaleShift) chain.shift = one.shift;
+            if (one.kind == StageKind::kPrelu) chain.prelu = &one;
+            if (one.kind == StageKind::kAdd) chain.add = &one;
+            if (one.kind == StageKind::kStore) chain.store = &one;
+            if (one.kind == StageKind::kBits) chain.bits = &one;
+        }
+        tile.chain = &chain;
     }
 
     Stage stage(StageKind kind) const {
         Stage made;
         made.kind = kind;
         made.channel = kind == StageKind::kPixelScale ? per_pixel.data() : per_channel[between(0, 3)].data();
+        made.shift = per_channel[between(0, 3)].data();
         made.sign = signs.data();
         made.channels = channels;
         made.offset = kind == StageKind::kAdd     ? add
@@ -162,6 +191,10 @@ struct Finishing {
                     break;
                 case StageKind::kShift:
                     x += own;
+                    break;
+                case StageKind::kScaleShift:
+                    x *= own;
+                    x += stage.shift[channel];
                     break;
                 case StageKind::kPixelScaleAt:
                     x *= floats(in, scales)[pixel];
@@ -267,6 +300,7 @@ void test_binary(const Kernels& kernels) {
         });
     }
     Finishing finishing(window.pixels, kLanes * between(1, lanes / kLanes));
+    if (maybe()) finishing.become_chain();
     finishing.tile.counts = counts.data();
     const float total = static_cast<float>(between(0, 5000));
     finishing.tile.total = total;
