@@ -24,6 +24,7 @@ from training.ablation.work import RESULT_FILE, Result, tuned, work
 from training.commands import commands
 from training.errors import TrainingError
 from training.signs import SignStatistics, latent_weights
+from training.train import Outcome
 
 Raw = dict[str, Any]
 ABLATIONS = Path(__file__).parents[2] / "training" / "ablations"
@@ -273,3 +274,22 @@ def test_singular_values_against_numpy() -> None:
     for name, weight in latent_weights(net):
         expected = np.linalg.svd(weight.double().numpy().reshape(len(weight), -1), compute_uv=False)
         np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_each_run_gets_the_data_that_its_recipe_names(
+    ablation_of: Callable[..., Ablation], cifar_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search on fewer pictures must not leave them to the runs that follow."""
+    seen = []
+
+    def train(recipe: Any, dataset: Any, **_: Any) -> Outcome:
+        seen.append((recipe.data.train_images, len(dataset.train)))
+        return Outcome(tmp_path / "last.ckpt", "val_top1", None, None, {"val_top1": 50.0})
+
+    monkeypatch.setattr("training.train.train", train)
+    few = {"data.train_images": 7}
+    ablation = ablation_of(tune={**RAW["tune"], "set": few}, seeds=[0])
+    assert work(ablation, tmp_path / "out", cifar_batches) is None
+    whole = {count for wanted, count in seen if wanted is None}
+    assert {count for wanted, count in seen if wanted == 7} == {7}
+    assert len(whole) == 1 and whole != {7}

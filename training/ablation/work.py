@@ -81,6 +81,7 @@ def work(ablation: Ablation, output: Path, data_root: Path | None = None, *, kee
     from training.train import load_data
 
     dataset: Any = None
+    loaded: Any = None
     while True:
         missing = [run for run in _runs(ablation, output) if Result.read(output / run.folder) is None]
         if not missing:
@@ -89,8 +90,8 @@ def work(ablation: Ablation, output: Path, data_root: Path | None = None, *, kee
             with _claim(output / run.folder) as claimed:
                 if not claimed or Result.read(output / run.folder) is not None:
                     continue
-                if dataset is None:
-                    dataset = load_data(run.recipe, data_root)
+                if loaded != run.recipe.data:
+                    dataset, loaded = load_data(run.recipe, data_root), run.recipe.data
                 number = _train(run, output / run.folder, dataset, keep)
                 if number is not None:
                     return number
