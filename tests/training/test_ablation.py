@@ -230,7 +230,7 @@ def test_the_ablations_of_the_tree_are_whole(path: Path) -> None:
         unlike = [arm for arm in ablation.arms if ablation.baseline(arm) is not None]
         assert len(unlike) == len(ablation.arms) - 1
     else:
-        assert kinds == {"plain", "matrix", "tucker", "holistic"} and "| plain |" in table
+        assert {"plain", "holistic"} <= kinds and "| plain |" in table
 
 
 def network(kind: str) -> torch.nn.Module:
