@@ -27,6 +27,7 @@ from models.xnor import Session
 from tests.helpers import packed, pictures
 from tests.helpers.packed import LABELS
 from tests.helpers.server import Server
+from tests.helpers.triton import EXTENSION_CALLS
 
 PIXELS = np.stack([pictures.random_pixels(32, 32, seed) for seed in range(8)])
 PNGS = [pictures.encoded(Image.fromarray(pixels), "PNG") for pixels in PIXELS]
@@ -77,17 +78,6 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 32, 32, 3]}],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}],
     }
-
-
-EXTENSION_CALLS: dict[str, Callable[[triton.InferenceServerClient], Any]] = {
-    "system_shared_memory": lambda client: client.get_system_shared_memory_status(),
-    "cuda_shared_memory": lambda client: client.get_cuda_shared_memory_status(),
-    "trace": lambda client: client.get_trace_settings(),
-    "logging": lambda client: client.get_log_settings(),
-    "statistics": lambda client: client.get_inference_statistics("random"),
-    "model_repository": lambda client: client.get_model_repository_index(),
-    "model_configuration": lambda client: client.get_model_config("random"),
-}
 
 
 @pytest.mark.parametrize("extension", EXTENSION_CALLS)

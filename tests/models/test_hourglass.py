@@ -14,15 +14,6 @@ from models.networks import build, restore
 PLAIN = LatentConfig(kind="plain")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The networks are too small to gain from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small(**fields):
     torch.manual_seed(0)
     settings = {"width": 16, "depth": 2, "input_size": 32, "keypoints": 5, "latent": PLAIN, **fields}

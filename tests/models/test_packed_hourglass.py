@@ -45,15 +45,6 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The networks are too small to gain from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(**fields):
     """A network whose batch norms, slopes and scales are as varied as training makes them."""
     torch.manual_seed(0)
