@@ -6,13 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.engine import loader
 from app.errors import Problem, ServiceError
 from app.repository import Repository, State
-from app.versions import ALL, VersionPolicies
+from app.versions import ALL, LATEST, VersionPolicies
 from tests.helpers import packed, pictures
 from tests.helpers.server import Server
 
@@ -104,6 +107,39 @@ def test_a_failed_version_leaves_the_others_serving(tmp_path: Path) -> None:
     assert repository.find("bad").state is State.FAILED
     assert repository.default == "net"
     assert repository.ready
+
+
+def test_a_version_has_computed_once_before_it_answers(tmp_path: Path) -> None:
+    """So that the first request does not wait for pages of the file, and a model that cannot compute never answers."""
+    model(tmp_path, "good")
+    model(tmp_path, "odd", seed=1)
+    answering: list[tuple[str, list[int]]] = []
+
+    class Watched:
+        def __init__(self, path: Path) -> None:
+            self.session, self.name = loader(1)(path), path.parts[-3]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run(self, pixels: NDArray[np.uint8]) -> Any:
+            ready = [v.version for v in repository.versions(self.name) if v.state is State.READY]
+            answering.append((self.name, ready))
+            if self.name == "odd":
+                raise RuntimeError("no such instruction")
+            return self.session.run(pixels)
+
+    repository = Repository((tmp_path,), Watched, None, VersionPolicies(LATEST))
+    repository.load_all()
+    assert answering == [("good", []), ("odd", [])]
+    assert repository.versions("odd")[0].state is State.FAILED
+    assert "no such instruction" in str(repository.versions("odd")[0].error)
+
+    model(tmp_path, "good", "2", seed=2)
+    answering.clear()
+    repository.load("good")
+    assert answering == [("good", [1])]
+    assert repository.find("good").version == 2
 
 
 def test_names_that_do_not_exist(tmp_path: Path) -> None:
