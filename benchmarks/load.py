@@ -1,6 +1,7 @@
 """An HTTP/1.1 load client on bare asyncio streams, light enough to share two cores with what it measures.
 
-`closed` keeps so many clients asking, each waiting for its answer; `open_loop` sends at a rate, whatever comes back.
+`closed` keeps so many clients asking, each waiting for its answer; `closed_by_wrk` is the same by wrk, which takes less
+of the CPUs still; `open_loop` sends at a rate, whatever comes back.
 Neither can hang: a request without an answer after `PATIENCE_S` counts as late, and its connection is dropped.
 """
 
@@ -8,16 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import statistics
+import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
 PATIENCE_S = 20
+WRK_REPORT = """
+function done(summary, latency)
+    local times = {}
+    for i = 1, #latency do
+        local us, count = latency(i)
+        times[i] = string.format("[%d,%d]", us, count)
+    end
+    local e = summary.errors
+    local file = io.open("RESULT", "w")
+    file:write(string.format(
+        '{"us":%d,"requests":%d,"errors":%d,"broken":%d,"late":%d,"latency":[%s]}', summary.duration, summary.requests,
+        e.status, e.connect + e.read + e.write, e.timeout, table.concat(times, ",")))
+    file:close()
+end
+"""
 MOST_OPEN = 1000
 """Requests that `open_loop` leaves unanswered at once; those beyond are not sent, and counted."""
 
@@ -156,6 +176,31 @@ def _run(work: Coroutine[Any, Any, Load]) -> Load:
 def closed(port: int, messages: Sequence[bytes], clients: int, seconds: float) -> Load:
     """So many clients for so long, each with one request at a time."""
     return _run(_closed(port, messages, clients, seconds))
+
+
+def closed_by_wrk(port: int, message: bytes, clients: int, seconds: float) -> Load:
+    """The same with one message, by wrk on one thread. An answer that is no error counts as 200, any other as 500.
+
+    wrk adds to the times of answers what its clients, had they not waited, would have seen of long ones.
+    """
+    head, _, body = message.partition(b"\r\n\r\n")
+    first, *fields = head.decode().split("\r\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.joinpath("body").write_bytes(body)
+        headers = dict(each.split(": ", 1) for each in fields)
+        method, path, _ = first.split()
+        lines = [f"wrk.method = {json.dumps(method)}", f'wrk.body = io.open("{folder}/body", "rb"):read("*a")']
+        lines += [f"wrk.headers[{json.dumps(key)}] = {json.dumps(value)}" for key, value in headers.items()]
+        folder.joinpath("script.lua").write_text("\n".join(lines) + WRK_REPORT.replace("RESULT", f"{folder}/result"))
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{round(seconds)}s", f"--timeout={PATIENCE_S}s"]
+        url = f"http://127.0.0.1:{port}{path}"
+        subprocess.run([*command, f"--script={folder}/script.lua", url], check=True, stdout=subprocess.DEVNULL)
+        found = json.loads(folder.joinpath("result").read_text())
+    load = Load(seconds=found["us"] / 1e6, broken=found["broken"], late=found["late"])
+    load.statuses = +Counter({200: found["requests"] - found["errors"], 500: found["errors"]})
+    load.took_ms[200] = [us / 1e3 for us, count in found["latency"] for _ in range(count)]
+    return load
 
 
 def open_loop(port: int, messages: Sequence[bytes], rate: float, seconds: float) -> Load:

@@ -4,12 +4,14 @@ All answer a JPEG of 500 x 375 px with the best five of 1000 classes. Ours runs 
 the others its real-valued twin quantised to int8 (runtimes.py). Weights are random; they do not change the time. A
 server has all CPUs, which the load client shares. In every round each server is started (time to ready), warmed, asked
 by one client and then by several, weighed (PSS of all its processes: shared pages counted once) and stopped. Figures
-are medians over rounds. CPU is what all of a server's processes spend on a request while several clients ask.
+are medians over rounds. The clients are wrk's, or load.py's own where wrk is not installed. CPU is what all of a
+server's processes spend on a request while several clients ask.
 
 Then ours alone, with the models that ship: time to ready and memory. Last, ours is offered five times the rate that it
 answered, from a client that does not wait: answers with 200 keep their deadline, the rest get 429.
 
-    python benchmarks/serving.py [--seconds 8] [--rounds 3] [--clients 8] [--photo FILE] [--only NAME ...] [--json FILE]
+    python benchmarks/serving.py [--seconds 8] [--rounds 3] [--clients 8] [--client wrk] [--photo FILE]
+        [--only NAME ...] [--json FILE]
 
 The peers come with pip install -e '.[bench]'.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,7 +104,10 @@ def measure(contender: Contender, name: str, photo: bytes, options: argparse.Nam
         load.closed(server.port, message, 2, 2.0).check_all_answered(name)
         for clients in (1, options.clients):
             spent = server.cpu_s
-            found = load.closed(server.port, message, clients, options.seconds)
+            if options.client == "wrk":
+                found = load.closed_by_wrk(server.port, message[0], clients, options.seconds)
+            else:
+                found = load.closed(server.port, message, clients, options.seconds)
             found.check_all_answered(name)
             contender.loads.setdefault(clients, []).append(found)
         contender.cpu_ms.append(1e3 * (server.cpu_s - spent) / found.answers)
@@ -166,6 +172,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
+    installed = "wrk" if shutil.which("wrk") else "asyncio"
+    parser.add_argument("--client", choices=("wrk", "asyncio"), default=installed, help="default: wrk where it is")
     parser.add_argument("--photo", type=Path, help="the picture to send; default: the page's astronaut, 500 x 375 px")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"ours and these servers, or {OURS} alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
@@ -175,7 +183,8 @@ def main() -> None:
     photo = photograph(options.photo)
     machine = describe(*PACKAGES)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(f"JPEG of {len(photo)} bytes, medians of n = {options.rounds} rounds of {options.seconds:g} s", flush=True)
+    rounds = f"medians of n = {options.rounds} rounds of {options.seconds:g} s"
+    print(f"JPEG of {len(photo)} bytes, client {options.client}, {rounds}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         chosen = contenders(Path(name), len(os.sched_getaffinity(0)), options.only)
         for number in range(options.rounds):
