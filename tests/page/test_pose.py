@@ -16,10 +16,16 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.helpers import pictures
 from tests.helpers.packed import DOT_COLOURS
+from tests.helpers.server import eventually
 
 NAMES = ["head_top", "neck", "left_wrist"]
 SKELETON = [[0, 1], [1, 2]]
 WIDTH, HEIGHT = 400, 300
+BOTH_AT_ONE_PLACE = """() => {
+    const [shown, overlay] = ["shown", "overlay"].map((id) => document.getElementById(id));
+    const places = [shown, overlay].map((element) => JSON.stringify(element.getBoundingClientRect()));
+    return places[0] === places[1];
+}"""
 
 
 def person(box: list[float], points: list[tuple[float, float, float]]) -> dict[str, Any]:
@@ -93,13 +99,8 @@ def asks_for(page: Page, poses: Poses, boxes: np.ndarray) -> None:
 def test_the_skeleton_lies_over_the_picture(page: Page, poses: Poses) -> None:
     assert poses.asked == [[]]
     expect(page.get_by_role("img", name="Skeletons of 1 over the picture")).to_be_visible()
-    page.wait_for_function(  # both at one moment: the page may still be moving things
-        """() => {
-            const [shown, overlay] = ["shown", "overlay"].map((id) => document.getElementById(id));
-            const places = [shown, overlay].map((element) => JSON.stringify(element.getBoundingClientRect()));
-            return places[0] === places[1];
-        }"""
-    )
+    # Asked from here: what waits within the page compiles its question there, which the page's policy forbids.
+    eventually(lambda: page.evaluate(BOTH_AT_ONE_PLACE))
     shown = page.locator("#shown").bounding_box()
     assert shown is not None
     assert shown["width"] / shown["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.02)
@@ -108,7 +109,7 @@ def test_the_skeleton_lies_over_the_picture(page: Page, poses: Poses) -> None:
     assert opacity(page, WIDTH / 2 + 40, 3 * HEIGHT / 8) == 0
     assert opacity(page, 2, 2) == 0  # a joint that was hardly seen is not drawn
     page.set_viewport_size({"width": 390, "height": 800})
-    page.wait_for_function("document.getElementById('overlay').width < 400")
+    eventually(lambda: page.evaluate("document.getElementById('overlay').width < 400"))
     assert opacity(page, WIDTH / 2, 3 * HEIGHT / 8) == 255
 
 
