@@ -29,6 +29,55 @@ XNOR_INLINE inline void repeat(const F& f) {
 
 // ---- from sums to values ----------------------------------------------------------------------------------
 
+// The stages that are met most, over x[p * NV + v]: P pixels x NV vectors of channels.
+template <int P, int NV>
+XNOR_INLINE inline void multiply_by(const float* scales, Floats::Vector (&x)[P * NV]) {
+    repeat<NV>([&](auto v) XNOR_INLINE {
+        const Floats::Vector scale = Floats::load(scales + v * kLanes);
+        repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
+    });
+}
+
+template <int P, int NV>
+XNOR_INLINE inline void scale_and_shift(const float* scales, const float* shifts, Floats::Vector (&x)[P * NV]) {
+    repeat<NV>([&](auto v) XNOR_INLINE {
+        const Floats::Vector scale = Floats::load(scales + v * kLanes), shift = Floats::load(shifts + v * kLanes);
+        repeat<P>([&](auto p)
+                      XNOR_INLINE { x[p * NV + v] = Floats::add(Floats::multiply(x[p * NV + v], scale), shift); });
+    });
+}
+
+template <int P, int NV>
+XNOR_INLINE inline void prelu(const float* slopes, Floats::Vector (&x)[P * NV]) {
+    repeat<NV>([&](auto v) XNOR_INLINE {
+        const Floats::Vector slope = Floats::load(slopes + v * kLanes);
+        repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::prelu(x[p * NV + v], slope); });
+    });
+}
+
+template <int P, int NV>
+XNOR_INLINE inline void add_map(const Stage& stage, const char* arena, const int32_t* out_pixel, int channel,
+                                Floats::Vector (&x)[P * NV]) {
+    const float* from = reinterpret_cast<const float*>(arena + stage.offset) + channel;
+    const int64_t stride = stage.stride;
+    repeat<P>([&](auto p) XNOR_INLINE {
+        const float* pixel = from + out_pixel[p] * stride;
+        repeat<NV>([&](auto v)
+                       XNOR_INLINE { x[p * NV + v] = Floats::add(x[p * NV + v], Floats::load(pixel + v * kLanes)); });
+    });
+}
+
+template <int P, int NV>
+XNOR_INLINE inline void store_map(const Stage& stage, char* arena, const int32_t* out_pixel, int channel,
+                                  const Floats::Vector (&x)[P * NV]) {
+    float* to = reinterpret_cast<float*>(arena + stage.offset) + channel;
+    const int64_t stride = stage.stride;
+    repeat<P>([&](auto p) XNOR_INLINE {
+        float* pixel = to + out_pixel[p] * stride;
+        repeat<NV>([&](auto v) XNOR_INLINE { Floats::store(pixel + v * kLanes, x[p * NV + v]); });
+    });
+}
+
 // The signs of P pixels x NV vectors of channels against their thresholds, to bits.
 template <int P, int NV>
 XNOR_INLINE inline void store_bits(const Stage* stage, char* arena, const int32_t* out_pixel, int channel,
@@ -66,10 +115,7 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
         const float* const parameters = stage->channel ? stage->channel + channel : nullptr;
         switch (stage->kind) {
             case StageKind::kScale:
-                repeat<NV>([&](auto v) XNOR_INLINE {
-                    const Floats::Vector scale = Floats::load(parameters + v * kLanes);
-                    repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
-                });
+                multiply_by<P, NV>(parameters, x);
                 break;
             case StageKind::kShift:
                 repeat<NV>([&](auto v) XNOR_INLINE {
@@ -77,17 +123,9 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                     repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::add(x[p * NV + v], shift); });
                 });
                 break;
-            case StageKind::kScaleShift: {
-                const float* const shifts = stage->shift + channel;
-                repeat<NV>([&](auto v) XNOR_INLINE {
-                    const Floats::Vector scale = Floats::load(parameters + v * kLanes);
-                    const Floats::Vector shift = Floats::load(shifts + v * kLanes);
-                    repeat<P>([&](auto p) XNOR_INLINE {
-                        x[p * NV + v] = Floats::add(Floats::multiply(x[p * NV + v], scale), shift);
-                    });
-                });
+            case StageKind::kScaleShift:
+                scale_and_shift<P, NV>(parameters, stage->shift + channel, x);
                 break;
-            }
             case StageKind::kPixelScale:
                 repeat<P>([&](auto p) XNOR_INLINE {
                     const Floats::Vector scale = Floats::set1(stage->channel[out_pixel[p]]);
@@ -103,34 +141,17 @@ XNOR_INLINE inline void run_stages(const FinishTile& tile, const int32_t* out_pi
                 break;
             }
             case StageKind::kPrelu:
-                repeat<NV>([&](auto v) XNOR_INLINE {
-                    const Floats::Vector slope = Floats::load(parameters + v * kLanes);
-                    repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::prelu(x[p * NV + v], slope); });
-                });
+                prelu<P, NV>(parameters, x);
                 break;
             case StageKind::kRelu:
                 repeat<P * NV>([&](auto i) XNOR_INLINE { x[i] = Floats::max(Floats::set1(0), x[i]); });
                 break;
-            case StageKind::kAdd: {
-                const float* from = reinterpret_cast<const float*>(arena + stage->offset) + channel;
-                const int64_t stride = stage->stride;
-                repeat<P>([&](auto p) XNOR_INLINE {
-                    const float* pixel = from + out_pixel[p] * stride;
-                    repeat<NV>([&](auto v) XNOR_INLINE {
-                        x[p * NV + v] = Floats::add(x[p * NV + v], Floats::load(pixel + v * kLanes));
-                    });
-                });
+            case StageKind::kAdd:
+                add_map<P, NV>(*stage, arena, out_pixel, channel, x);
                 break;
-            }
-            case StageKind::kStore: {
-                float* to = reinterpret_cast<float*>(arena + stage->offset) + channel;
-                const int64_t stride = stage->stride;
-                repeat<P>([&](auto p) XNOR_INLINE {
-                    float* pixel = to + out_pixel[p] * stride;
-                    repeat<NV>([&](auto v) XNOR_INLINE { Floats::store(pixel + v * kLanes, x[p * NV + v]); });
-                });
+            case StageKind::kStore:
+                store_map<P, NV>(*stage, arena, out_pixel, channel, x);
                 break;
-            }
             case StageKind::kBits: {
                 store_bits<P, NV>(stage, arena, out_pixel, channel, x);
                 break;
@@ -148,43 +169,13 @@ inline bool is_plain(const Chain& chain) {
 template <int P, int NV>
 XNOR_INLINE inline void run_chain(const Chain& chain, char* arena, const int32_t* out_pixel, int channel,
                                   Floats::Vector (&x)[P * NV]) {
-    const float* const scales = chain.scale + channel;
-    if (chain.shift) {
-        const float* const shifts = chain.shift + channel;
-        repeat<NV>([&](auto v) XNOR_INLINE {
-            const Floats::Vector scale = Floats::load(scales + v * kLanes), shift = Floats::load(shifts + v * kLanes);
-            repeat<P>([&](auto p)
-                          XNOR_INLINE { x[p * NV + v] = Floats::add(Floats::multiply(x[p * NV + v], scale), shift); });
-        });
-    } else {
-        repeat<NV>([&](auto v) XNOR_INLINE {
-            const Floats::Vector scale = Floats::load(scales + v * kLanes);
-            repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::multiply(x[p * NV + v], scale); });
-        });
-    }
-    if (chain.prelu) {
-        const float* const slopes = chain.prelu->channel + channel;
-        repeat<NV>([&](auto v) XNOR_INLINE {
-            const Floats::Vector slope = Floats::load(slopes + v * kLanes);
-            repeat<P>([&](auto p) XNOR_INLINE { x[p * NV + v] = Floats::prelu(x[p * NV + v], slope); });
-        });
-    }
-    if (chain.add) {
-        const float* from = reinterpret_cast<const float*>(arena + chain.add->offset) + channel;
-        repeat<P>([&](auto p) XNOR_INLINE {
-            const float* pixel = from + out_pixel[p] * chain.add->stride;
-            repeat<NV>([&](auto v) XNOR_INLINE {
-                x[p * NV + v] = Floats::add(x[p * NV + v], Floats::load(pixel + v * kLanes));
-            });
-        });
-    }
-    if (chain.store) {
-        float* to = reinterpret_cast<float*>(arena + chain.store->offset) + channel;
-        repeat<P>([&](auto p) XNOR_INLINE {
-            float* pixel = to + out_pixel[p] * chain.store->stride;
-            repeat<NV>([&](auto v) XNOR_INLINE { Floats::store(pixel + v * kLanes, x[p * NV + v]); });
-        });
-    }
+    if (chain.shift)
+        scale_and_shift<P, NV>(chain.scale + channel, chain.shift + channel, x);
+    else
+        multiply_by<P, NV>(chain.scale + channel, x);
+    if (chain.prelu) prelu<P, NV>(chain.prelu->channel + channel, x);
+    if (chain.add) add_map<P, NV>(*chain.add, arena, out_pixel, channel, x);
+    if (chain.store) store_map<P, NV>(*chain.store, arena, out_pixel, channel, x);
     if (chain.bits) store_bits<P, NV>(chain.bits, arena, out_pixel, channel, x);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -192,7 +193,10 @@ bool as_chain(const std::vector<Stage>& stages, int channels, Store& store, Chai
     if (!scale || at != end) return false;
     const int room = round_up(channels, kLanes);
     float* doubled = static_cast<float*>(store.take(room * static_cast<int64_t>(sizeof(float))));
-    for (int i = 0; i < room; ++i) doubled[i] = 2 * scale->channel[i];
+    for (int i = 0; i < room; ++i) {
+        doubled[i] = 2 * scale->channel[i];
+        if (!std::isfinite(doubled[i])) return false;
+    }
     chain.scale = doubled;
     chain.shift = scale->shift;
     return true;
