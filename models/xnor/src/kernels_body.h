@@ -243,21 +243,69 @@ XNOR_INLINE inline void add_counts(typename W::Vector* sums, const uint32_t* wor
     }
 }
 
-// Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a
-// byte holds at most 255 / 8 = 31 steps' counts, then `widen` moves them to 32-bit totals; windows of no more steps
-// are `Short` and need no totals. With `out`, whose total suits kCountBase, the counts go on to their values while
-// still in registers; else to the tile buffer.
-template <int P, int NV, bool Finish, int Halves, bool Short, class W = Words>
+// What a vector of channels has seen of a pixel where halves of words are added before they are counted, two or four
+// together (carry-save adders, as in Harley and Seal's population count): of each bit a number of `ones` and, of four
+// together, `twos`; of each byte a count of what is carried from there, twos or fours.
+template <class W = Words>
+struct Carried {
+    typename W::Vector ones, twos, carried;
+};
+
+// Adds R halves, at most as many as go together; they lie `step` apart.
+template <int R, int Together, class W = Words>
+XNOR_INLINE inline void add_carried(Carried<W>& to, const uint32_t* half, int64_t step,
+                                    const typename W::Vector* weights) {
+    using Vector = typename W::Vector;
+    const auto add_ones = [&](auto first, auto count) XNOR_INLINE {
+        const Vector x = W::broadcast(half + first * step);
+        if constexpr (count == 2)
+            return W::add_two(to.ones, x, weights[first], W::broadcast(half + (first + 1) * step), weights[first + 1]);
+        const Vector differ = W::differ(x, weights[first]), carry = W::both(to.ones, differ);
+        to.ones = W::differ(to.ones, differ);
+        return carry;
+    };
+    Vector carry = add_ones(Index<0>{}, Index<R == 1 ? 1 : 2>{});
+    if constexpr (R > 2) {
+        carry = W::carry(to.twos, carry, add_ones(Index<2>{}, Index<R - 2>{}));
+    } else if constexpr (Together > 2) {
+        const Vector four = W::both(to.twos, carry);
+        to.twos = W::differ(to.twos, carry);
+        carry = four;
+    }
+    to.carried = W::add_bytes(to.carried, W::count_bytes(carry));
+}
+
+// Halves of words that a byte's count can take when so many go together; what is left of a run takes as much.
+template <int Together>
+constexpr int64_t kByteBudget = Words::kBudget * Together;
+
+template <int Together>
+inline int64_t taken(int64_t halves) {
+    return (halves + Together - 1) / Together * Together;
+}
+
+// Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a byte holds at
+// most 255 / 8 = 31 counts, then `widen` moves them to 32-bit totals; windows that need no more are `Short` and need no
+// totals. With `out`, whose total suits kCountBase, the counts go on to their values while still in registers; else
+// to the tile buffer.
+template <int P, int NV, bool Finish, int Halves, bool Short, int Together, class W = Words>
 __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
                                            const FinishTile* out) {
     constexpr bool kBytes = Words::kBudget != 0;
     constexpr bool kTotals = kBytes && !Short;
+    constexpr bool kCarry = Together > 1;
     constexpr int64_t kStep = 3 - Halves;
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
     const int64_t steps = Halves * window.run;
-    const int64_t full_budget =
-        steps <= Words::kBudget ? Words::kBudget / (kBytes ? steps : 1) * steps : Words::kBudget;
+    // From the end of a run to the next one of its row, and from there to the next row.
+    struct {
+        int64_t weight_col, weight_row, at_col, at_row;
+    } skip = {tile.weight_col - steps * lanes, tile.weight_row - window.cols * tile.weight_col,
+              2 * window.in_col - steps * kStep, 2 * (window.in_row - window.cols * window.in_col)};
+    constexpr int64_t kMost = kByteBudget<Together>;
+    const int64_t run = taken<Together>(steps);
+    const int64_t full_budget = run <= kMost ? kMost / run * run : kMost;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
         struct {
             const uint32_t* at[P];
@@ -266,51 +314,91 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
             pixels.at[p] = reinterpret_cast<const uint32_t*>(tile.input + window.in_offset[first_pixel + p]);
         });
         Words::Vector sums[P * NV], totals[kTotals ? P * NV : 1];
+        Carried<> carried[kCarry ? P * NV : 1];
         const Words::Vector start = Finish ? Words::set1(kCountBase) : Words::set1(0);
-        repeat<P * NV>([&](auto i) XNOR_INLINE { sums[i] = kBytes ? Words::set1(0) : start; });
+        repeat<P * NV>([&](auto i) XNOR_INLINE {
+            sums[i] = kBytes ? Words::set1(0) : start;
+            if constexpr (kCarry) carried[i] = {Words::set1(0), Words::set1(0), Words::set1(0)};
+        });
         if constexpr (kTotals) repeat<P * NV>([&](auto i) XNOR_INLINE { totals[i] = start; });
         int64_t budget = full_budget;
-        for (int row = 0; row < window.rows; ++row) {
-            for (int col = 0; col < window.cols; ++col) {
-                asm volatile("" : "+m"(pixels) : : "memory");
+        const uint32_t* weight = tile.weight + first_lane;
+        int64_t at = 0;
+        for (int row = window.rows; row > 0; --row) {
+            for (int col = window.cols; col > 0; --col) {
+                asm volatile("" : "+m"(pixels), "+m"(skip) : : "memory");
                 const uint32_t* const* pixel = pixels.at;
-                const uint32_t* weight = tile.weight + first_lane + row * tile.weight_row + col * tile.weight_col;
-                int64_t at = 2 * (row * window.in_row + col * window.in_col);
                 int64_t left = steps;
                 do {
                     int64_t part = left;
                     if constexpr (kTotals) {
                         if (part > budget) part = budget;
-                        budget -= part;
+                        budget -= taken<Together>(part);
                         left -= part;
                     }
                     const int64_t end = at + part * kStep;
-                    do {
-                        Words::Vector w[NV];
-                        repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
-                        repeat<P>([&](auto p) XNOR_INLINE { add_counts<NV>(sums + p * NV, pixel[p] + at, w); });
-                        weight += lanes;
-                        at += kStep;
-                    } while (at < end);
+                    if constexpr (kCarry) {
+                        const auto add = [&](auto halves) XNOR_INLINE {
+                            repeat<NV>([&](auto v) XNOR_INLINE {
+                                Words::Vector w[halves.value];
+                                repeat<halves.value>([&](auto i) XNOR_INLINE {
+                                    w[i] = Words::load(weight + i * lanes + v * Words::kLanes);
+                                });
+                                repeat<P>([&](auto p) XNOR_INLINE {
+                                    add_carried<halves.value, Together>(carried[p * NV + v], pixel[p] + at, kStep, w);
+                                });
+                            });
+                            weight += halves * lanes;
+                            at += halves * kStep;
+                        };
+                        while (at + (Together - 1) * kStep < end) add(Index<Together>{});
+                        if constexpr (Together == 4)
+                            if (at + 2 * kStep < end) add(Index<3>{});
+                        if constexpr (Together == 4)
+                            if (at + kStep < end) add(Index<2>{});
+                        if (at < end) add(Index<1>{});
+                    } else {
+                        do {
+                            Words::Vector w[NV];
+                            repeat<NV>([&](auto v) XNOR_INLINE { w[v] = Words::load(weight + v * Words::kLanes); });
+                            repeat<P>([&](auto p) XNOR_INLINE { add_counts<NV>(sums + p * NV, pixel[p] + at, w); });
+                            weight += lanes;
+                            at += kStep;
+                        } while (at < end);
+                    }
                     if constexpr (kTotals) {
                         if (budget == 0) {
                             repeat<P * NV>([&](auto i) XNOR_INLINE {
-                                totals[i] = Words::add(totals[i], Words::widen(sums[i]));
-                                sums[i] = Words::set1(0);
+                                if constexpr (kCarry) {
+                                    totals[i] = Words::add(totals[i], W::widen_carried(carried[i].carried));
+                                    carried[i].carried = Words::set1(0);
+                                } else {
+                                    totals[i] = Words::add(totals[i], W::widen(sums[i]));
+                                    sums[i] = Words::set1(0);
+                                }
                             });
                             budget = full_budget;
                         }
                     }
                 } while (kTotals && left > 0);
+                weight += skip.weight_col;
+                at += skip.at_col;
             }
+            weight += skip.weight_row;
+            at += skip.at_row;
         }
         if constexpr (kBytes)
             repeat<P * NV>([&](auto i) XNOR_INLINE {
-                sums[i] = Words::add(kTotals ? totals[kTotals ? int(i) : 0] : start, Words::widen(sums[i]));
+                if constexpr (kCarry)
+                    sums[i] = W::widen(carried[i]);
+                else
+                    sums[i] = W::widen(sums[i]);
+                sums[i] = Words::add(kTotals ? totals[kTotals ? int(i) : 0] : start, sums[i]);
             });
         if constexpr (Finish) {
             const float base = kTwiceCountBase + out->total;
             const Floats::Vector total = Floats::set1(base), half = Floats::set1(base / 2);
+            const Floats::Vector minus = Floats::set1(-1);
             constexpr int kGroups = NV * Words::kLanes / kLanes;
             const int32_t* out_pixel = out->out_pixel + first_pixel;
             const int channel = out->channel + first_lane;
@@ -323,7 +411,9 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                 repeat<P>([&](auto p) XNOR_INLINE {
                     float* const to_pixel = to + out_pixel[p] * stride;
                     repeat<kGroups>([&](auto v) XNOR_INLINE {
-                        const Floats::Vector x = Floats::subtract(half, W::as_floats(sums + p * NV, v));
+                        const Floats::Vector count = W::as_floats(sums + p * NV, v);
+                        const Floats::Vector x = (p * kGroups + v) % 2 ? Floats::multiply_add(count, minus, half)
+                                                                       : Floats::subtract(half, count);
                         const Floats::Vector scaled = Floats::multiply(x, Floats::load(scales + v * kLanes));
                         Floats::store(to_pixel + v * kLanes, Floats::add(scaled, Floats::load(shifts + v * kLanes)));
                         forget();
@@ -360,7 +450,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
 }
 
 // Pixels [begin, end), a multiple of P, of all the tile's lanes; of those that are finished, with `out`.
-template <int P, bool Finish, int Halves, bool Short>
+template <int P, bool Finish, int Halves, bool Short, int Together>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kVectors = Words::kVectors;
     constexpr int kWide = kVectors * Words::kLanes;
@@ -368,41 +458,52 @@ inline void count_pixels(const BinaryTile& tile, int begin, int end, const Finis
     const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
     for (; lane + kWide <= lanes; lane += kWide)
-        count_block<P, kVectors, Finish, Halves, Short>(tile, begin, end, lane, out);
+        count_block<P, kVectors, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
     if constexpr (kVectors > 2 * kNarrow)
         for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
-            count_block<P, 2 * kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
-    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
+            count_block<P, 2 * kNarrow, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes)
+        count_block<P, kNarrow, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
 }
 
-template <bool Finish, int Halves, bool Short>
+template <bool Finish, int Halves, bool Short, int Together>
 inline void count_strip(const BinaryTile& tile, const FinishTile* out) {
     const int end = tile.window.pixels;
-    const int rest = end % Words::kPixels;
-    if (end > rest) count_pixels<Words::kPixels, Finish, Halves, Short>(tile, 0, end - rest, out);
+    constexpr int kPixels = Together > 1 ? Words::kTogetherPixels : Words::kPixels;
+    const int rest = end % kPixels;
+    if (end > rest) count_pixels<kPixels, Finish, Halves, Short, Together>(tile, 0, end - rest, out);
     switch (rest) {
         case 1:
-            return count_pixels<1, Finish, Halves, Short>(tile, end - rest, end, out);
+            return count_pixels<1, Finish, Halves, Short, Together>(tile, end - rest, end, out);
         case 2:
-            return count_pixels<2, Finish, Halves, Short>(tile, end - rest, end, out);
+            return count_pixels<2, Finish, Halves, Short, Together>(tile, end - rest, end, out);
         case 3:
-            return count_pixels<3, Finish, Halves, Short>(tile, end - rest, end, out);
+            return count_pixels<3, Finish, Halves, Short, Together>(tile, end - rest, end, out);
         case 4:
-            return count_pixels<4, Finish, Halves, Short>(tile, end - rest, end, out);
+            return count_pixels<4, Finish, Halves, Short, Together>(tile, end - rest, end, out);
         case 5:
-            return count_pixels<5, Finish, Halves, Short>(tile, end - rest, end, out);
+            return count_pixels<5, Finish, Halves, Short, Together>(tile, end - rest, end, out);
         default:
             return;
     }
 }
 
+template <bool Finish, int Halves, int Together>
+inline void count_together(const BinaryTile& tile, const FinishTile* out) {
+    const Window& window = tile.window;
+    if (Words::kBudget && window.rows * window.cols * taken<Together>(Halves * window.run) <= kByteBudget<Together>)
+        count_strip<Finish, Halves, Words::kBudget != 0, Together>(tile, out);
+    else
+        count_strip<Finish, Halves, false, Together>(tile, out);
+}
+
 template <bool Finish, int Halves>
 inline void count_halves(const BinaryTile& tile, const FinishTile* out) {
     const Window& window = tile.window;
-    if (Words::kBudget != 0 && Halves * window.rows * window.cols * window.run <= Words::kBudget)
-        count_strip<Finish, Halves, Words::kBudget != 0>(tile, out);
-    else
-        count_strip<Finish, Halves, false>(tile, out);
+    if (Halves * window.rows * window.cols * window.run >= Words::kTogetherFrom)
+        count_together<Finish, Halves, Words::kTogether>(tile, out);
+    else if constexpr (Words::kTogetherFrom > 0)
+        count_together<Finish, Halves, 1>(tile, out);
 }
 
 template <bool Finish>
