@@ -1,5 +1,4 @@
-// AVX2, FMA and F16C: bits are counted a nibble at a time through a byte shuffle; of larger windows words are added two
-// at a time, and what is carried is counted.
+// AVX2, FMA and F16C: bits are counted a nibble at a time through a byte shuffle.
 #include <immintrin.h>
 
 #include <utility>
@@ -82,7 +81,7 @@ struct Words {
     static constexpr int kVectors = 2;
     static constexpr int kPixels = 4;
     static constexpr int kBudget = 31;
-    static constexpr int kTogether = 2, kTogetherFrom = 24, kTogetherPixels = 2;  // the last ones do not pay before
+    static constexpr int kTogether = 1;  // with sixteen registers and no operation on three of them, four gain nothing
     static constexpr int kGroup = 0;
     static constexpr bool kFinish = true;
 
@@ -90,40 +89,17 @@ struct Words {
     static Vector load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
     static Vector broadcast(const uint32_t* from) { return set1(*from); }
     static Vector add(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
-    static Vector add_bytes(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
-    static Vector differ(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
-    static Vector both(Vector a, Vector b) { return _mm256_and_si256(a, b); }
-    // The ones of x0 ^ w0 and x1 ^ w1 join `ones`; returns the twos.
-    static Vector add_two(Vector& ones, Vector x0, Vector w0, Vector x1, Vector w1) {
-        return carry(ones, differ(x0, w0), differ(x1, w1));
-    }
-    // Adds three bits: `sum` becomes their sum's low bit; returns the high one.
-    static Vector carry(Vector& sum, Vector a, Vector b) {
-        const Vector first = differ(sum, a);
-        const Vector most = _mm256_or_si256(both(sum, a), both(first, b));
-        sum = differ(first, b);
-        return most;
-    }
-    static Vector count_bytes(Vector x) {
+    static Vector add_count(Vector sum, Vector x, Vector w) {
         const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3,
                                                 1, 2, 2, 3, 2, 3, 3, 4);
         const __m256i nibble = _mm256_set1_epi8(15);
-        const __m256i low = _mm256_shuffle_epi8(counts, _mm256_and_si256(x, nibble));
-        const __m256i high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
-        return _mm256_add_epi8(low, high);
+        const __m256i d = _mm256_xor_si256(x, w);
+        const __m256i low = _mm256_shuffle_epi8(counts, _mm256_and_si256(d, nibble));
+        const __m256i high = _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(d, 4), nibble));
+        return _mm256_add_epi8(sum, _mm256_add_epi8(low, high));
     }
-    static Vector add_count(Vector sum, Vector x, Vector w) { return add_bytes(sum, count_bytes(differ(x, w))); }
     static Vector widen(Vector sum) {
         return _mm256_madd_epi16(_mm256_maddubs_epi16(sum, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
-    }
-    static Vector widen_carried(Vector twos) {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(twos, _mm256_set1_epi8(2)), _mm256_set1_epi16(1));
-    }
-    template <class Carried>
-    static Vector widen(const Carried& x) {
-        const __m256i ones = _mm256_maddubs_epi16(count_bytes(x.ones), _mm256_set1_epi8(1));
-        const __m256i twos = _mm256_maddubs_epi16(x.carried, _mm256_set1_epi8(2));
-        return _mm256_madd_epi16(_mm256_add_epi16(ones, twos), _mm256_set1_epi16(1));
     }
     static void store(int32_t* to, Vector sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
     static Floats::Vector as_floats(const Vector* sums, int group) {
@@ -141,7 +117,7 @@ struct Dots {
     };
     static constexpr int kLanes = 8;
     static constexpr int kVectors = 2;
-    static constexpr int kPixels = 2;
+    static constexpr int kPixels = 3;
     static constexpr bool kFinish = false;
 
     static Vector load_sums(const int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }

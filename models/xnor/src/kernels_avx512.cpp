@@ -17,7 +17,7 @@ struct Words {
     static constexpr int kVectors = 2;
     static constexpr int kPixels = 3;  // x 2 vectors x 3 of Carried = 18 of 32 registers
     static constexpr int kBudget = 31;
-    static constexpr int kTogether = 4, kTogetherFrom = 0, kTogetherPixels = kPixels;
+    static constexpr int kTogether = 4;
     static constexpr int kGroup = 0;
     static constexpr bool kFinish = true;
 
@@ -51,14 +51,14 @@ struct Words {
         return _mm512_add_epi8(low, high);
     }
     static Vector add_count(Vector sum, Vector x, Vector w) { return add_bytes(sum, count_bytes(differ(x, w))); }
-    static Vector widen_carried(Vector fours) {
+    static Vector widen_fours(Vector fours) {
         return _mm512_madd_epi16(_mm512_maddubs_epi16(fours, _mm512_set1_epi8(4)), _mm512_set1_epi16(1));
     }
     template <class Carried>
     static Vector widen(const Carried& x) {
         const __m512i ones = _mm512_maddubs_epi16(count_bytes(x.ones), _mm512_set1_epi8(1));
         const __m512i twos = _mm512_maddubs_epi16(count_bytes(x.twos), _mm512_set1_epi8(2));
-        const __m512i fours = _mm512_maddubs_epi16(x.carried, _mm512_set1_epi8(4));
+        const __m512i fours = _mm512_maddubs_epi16(x.fours, _mm512_set1_epi8(4));
         return _mm512_madd_epi16(_mm512_add_epi16(_mm512_add_epi16(ones, twos), fours), _mm512_set1_epi16(1));
     }
     static void store(int32_t* to, Vector sum) { _mm512_storeu_si512(to, sum); }

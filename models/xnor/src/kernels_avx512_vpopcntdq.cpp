@@ -17,7 +17,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 6;  // x 4 vectors = 24 of 32 registers hold sums
     static constexpr int kBudget = 0;
-    static constexpr int kTogether = 1, kTogetherFrom = 0, kTogetherPixels = 0;  // nothing gained by it
+    static constexpr int kTogether = 1;
     static constexpr bool kFinish = true;
 
     static Vector set1(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }

@@ -243,16 +243,16 @@ XNOR_INLINE inline void add_counts(typename W::Vector* sums, const uint32_t* wor
     }
 }
 
-// What a vector of channels has seen of a pixel where halves of words are added before they are counted, two or four
-// together (carry-save adders, as in Harley and Seal's population count): of each bit a number of `ones` and, of four
-// together, `twos`; of each byte a count of what is carried from there, twos or fours.
+// What a vector of channels has seen of a pixel where four halves of words are added before they are counted
+// (carry-save adders, as in Harley and Seal's population count): of each bit a number of `ones` and `twos`, of each
+// byte a count of fours.
 template <class W = Words>
 struct Carried {
-    typename W::Vector ones, twos, carried;
+    typename W::Vector ones, twos, fours;
 };
 
-// Adds R halves, at most as many as go together; they lie `step` apart.
-template <int R, int Together, class W = Words>
+// Adds R halves, 1 to 4, that lie `step` apart.
+template <int R, class W = Words>
 XNOR_INLINE inline void add_carried(Carried<W>& to, const uint32_t* half, int64_t step,
                                     const typename W::Vector* weights) {
     using Vector = typename W::Vector;
@@ -260,40 +260,36 @@ XNOR_INLINE inline void add_carried(Carried<W>& to, const uint32_t* half, int64_
         const Vector x = W::broadcast(half + first * step);
         if constexpr (count == 2)
             return W::add_two(to.ones, x, weights[first], W::broadcast(half + (first + 1) * step), weights[first + 1]);
-        const Vector differ = W::differ(x, weights[first]), carry = W::both(to.ones, differ);
+        const Vector differ = W::differ(x, weights[first]), twos = W::both(to.ones, differ);
         to.ones = W::differ(to.ones, differ);
-        return carry;
+        return twos;
     };
-    Vector carry = add_ones(Index<0>{}, Index<R == 1 ? 1 : 2>{});
+    const Vector twos = add_ones(Index<0>{}, Index<R == 1 ? 1 : 2>{});
+    Vector fours;
     if constexpr (R > 2) {
-        carry = W::carry(to.twos, carry, add_ones(Index<2>{}, Index<R - 2>{}));
-    } else if constexpr (Together > 2) {
-        const Vector four = W::both(to.twos, carry);
-        to.twos = W::differ(to.twos, carry);
-        carry = four;
+        fours = W::carry(to.twos, twos, add_ones(Index<2>{}, Index<R - 2>{}));
+    } else {
+        fours = W::both(to.twos, twos);
+        to.twos = W::differ(to.twos, twos);
     }
-    to.carried = W::add_bytes(to.carried, W::count_bytes(carry));
+    to.fours = W::add_bytes(to.fours, W::count_bytes(fours));
 }
 
-// Halves of words that a byte's count can take when so many go together; what is left of a run takes as much.
-template <int Together>
-constexpr int64_t kByteBudget = Words::kBudget * Together;
+// Halves that a byte's count can take; what is left of a run, fewer than kTogether, takes as much as they.
+constexpr int64_t kByteBudget = int64_t{Words::kBudget} * Words::kTogether;
 
-template <int Together>
-inline int64_t taken(int64_t halves) {
-    return (halves + Together - 1) / Together * Together;
-}
+inline int64_t taken(int64_t halves) { return (halves + Words::kTogether - 1) / Words::kTogether * Words::kTogether; }
 
 // Counts differing bits of P pixels x NV vectors of channels. Where the instruction set counts bytes, a byte holds at
 // most 255 / 8 = 31 counts, then `widen` moves them to 32-bit totals; windows that need no more are `Short` and need no
 // totals. With `out`, whose total suits kCountBase, the counts go on to their values while still in registers; else
 // to the tile buffer.
-template <int P, int NV, bool Finish, int Halves, bool Short, int Together, class W = Words>
+template <int P, int NV, bool Finish, int Halves, bool Short, class W = Words>
 __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, int end_pixel, int first_lane,
                                            const FinishTile* out) {
     constexpr bool kBytes = Words::kBudget != 0;
     constexpr bool kTotals = kBytes && !Short;
-    constexpr bool kCarry = Together > 1;
+    constexpr bool kCarry = W::kTogether > 1;
     constexpr int64_t kStep = 3 - Halves;
     const Window& window = tile.window;
     const int64_t lanes = tile.lanes;
@@ -303,9 +299,8 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
         int64_t weight_col, weight_row, at_col, at_row;
     } skip = {tile.weight_col - steps * lanes, tile.weight_row - window.cols * tile.weight_col,
               2 * window.in_col - steps * kStep, 2 * (window.in_row - window.cols * window.in_col)};
-    constexpr int64_t kMost = kByteBudget<Together>;
-    const int64_t run = taken<Together>(steps);
-    const int64_t full_budget = run <= kMost ? kMost / run * run : kMost;
+    const int64_t run = taken(steps);
+    const int64_t full_budget = run <= kByteBudget ? kByteBudget / run * run : kByteBudget;
     for (int first_pixel = begin; first_pixel < end_pixel; first_pixel += P) {
         struct {
             const uint32_t* at[P];
@@ -333,7 +328,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                     int64_t part = left;
                     if constexpr (kTotals) {
                         if (part > budget) part = budget;
-                        budget -= taken<Together>(part);
+                        budget -= taken(part);
                         left -= part;
                     }
                     const int64_t end = at + part * kStep;
@@ -345,18 +340,19 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                                     w[i] = Words::load(weight + i * lanes + v * Words::kLanes);
                                 });
                                 repeat<P>([&](auto p) XNOR_INLINE {
-                                    add_carried<halves.value, Together>(carried[p * NV + v], pixel[p] + at, kStep, w);
+                                    add_carried<halves.value>(carried[p * NV + v], pixel[p] + at, kStep, w);
                                 });
                             });
                             weight += halves * lanes;
                             at += halves * kStep;
                         };
-                        while (at + (Together - 1) * kStep < end) add(Index<Together>{});
-                        if constexpr (Together == 4)
-                            if (at + 2 * kStep < end) add(Index<3>{});
-                        if constexpr (Together == 4)
-                            if (at + kStep < end) add(Index<2>{});
-                        if (at < end) add(Index<1>{});
+                        while (at + 3 * kStep < end) add(Index<4>{});
+                        if (at + 2 * kStep < end)
+                            add(Index<3>{});
+                        else if (at + kStep < end)
+                            add(Index<2>{});
+                        else if (at < end)
+                            add(Index<1>{});
                     } else {
                         do {
                             Words::Vector w[NV];
@@ -370,8 +366,8 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                         if (budget == 0) {
                             repeat<P * NV>([&](auto i) XNOR_INLINE {
                                 if constexpr (kCarry) {
-                                    totals[i] = Words::add(totals[i], W::widen_carried(carried[i].carried));
-                                    carried[i].carried = Words::set1(0);
+                                    totals[i] = Words::add(totals[i], W::widen_fours(carried[i].fours));
+                                    carried[i].fours = Words::set1(0);
                                 } else {
                                     totals[i] = Words::add(totals[i], W::widen(sums[i]));
                                     sums[i] = Words::set1(0);
@@ -450,7 +446,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
 }
 
 // Pixels [begin, end), a multiple of P, of all the tile's lanes; of those that are finished, with `out`.
-template <int P, bool Finish, int Halves, bool Short, int Together>
+template <int P, bool Finish, int Halves, bool Short>
 inline void count_pixels(const BinaryTile& tile, int begin, int end, const FinishTile* out) {
     constexpr int kVectors = Words::kVectors;
     constexpr int kWide = kVectors * Words::kLanes;
@@ -458,52 +454,41 @@ inline void count_pixels(const BinaryTile& tile, int begin, int end, const Finis
     const int lanes = Finish ? out->lanes : tile.lanes;
     int lane = 0;
     for (; lane + kWide <= lanes; lane += kWide)
-        count_block<P, kVectors, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
+        count_block<P, kVectors, Finish, Halves, Short>(tile, begin, end, lane, out);
     if constexpr (kVectors > 2 * kNarrow)
         for (; lane + 2 * kLanes <= lanes; lane += 2 * kLanes)
-            count_block<P, 2 * kNarrow, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
-    for (; lane < lanes; lane += kLanes)
-        count_block<P, kNarrow, Finish, Halves, Short, Together>(tile, begin, end, lane, out);
+            count_block<P, 2 * kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
+    for (; lane < lanes; lane += kLanes) count_block<P, kNarrow, Finish, Halves, Short>(tile, begin, end, lane, out);
 }
 
-template <bool Finish, int Halves, bool Short, int Together>
+template <bool Finish, int Halves, bool Short>
 inline void count_strip(const BinaryTile& tile, const FinishTile* out) {
     const int end = tile.window.pixels;
-    constexpr int kPixels = Together > 1 ? Words::kTogetherPixels : Words::kPixels;
-    const int rest = end % kPixels;
-    if (end > rest) count_pixels<kPixels, Finish, Halves, Short, Together>(tile, 0, end - rest, out);
+    const int rest = end % Words::kPixels;
+    if (end > rest) count_pixels<Words::kPixels, Finish, Halves, Short>(tile, 0, end - rest, out);
     switch (rest) {
         case 1:
-            return count_pixels<1, Finish, Halves, Short, Together>(tile, end - rest, end, out);
+            return count_pixels<1, Finish, Halves, Short>(tile, end - rest, end, out);
         case 2:
-            return count_pixels<2, Finish, Halves, Short, Together>(tile, end - rest, end, out);
+            return count_pixels<2, Finish, Halves, Short>(tile, end - rest, end, out);
         case 3:
-            return count_pixels<3, Finish, Halves, Short, Together>(tile, end - rest, end, out);
+            return count_pixels<3, Finish, Halves, Short>(tile, end - rest, end, out);
         case 4:
-            return count_pixels<4, Finish, Halves, Short, Together>(tile, end - rest, end, out);
+            return count_pixels<4, Finish, Halves, Short>(tile, end - rest, end, out);
         case 5:
-            return count_pixels<5, Finish, Halves, Short, Together>(tile, end - rest, end, out);
+            return count_pixels<5, Finish, Halves, Short>(tile, end - rest, end, out);
         default:
             return;
     }
 }
 
-template <bool Finish, int Halves, int Together>
-inline void count_together(const BinaryTile& tile, const FinishTile* out) {
-    const Window& window = tile.window;
-    if (Words::kBudget && window.rows * window.cols * taken<Together>(Halves * window.run) <= kByteBudget<Together>)
-        count_strip<Finish, Halves, Words::kBudget != 0, Together>(tile, out);
-    else
-        count_strip<Finish, Halves, false, Together>(tile, out);
-}
-
 template <bool Finish, int Halves>
 inline void count_halves(const BinaryTile& tile, const FinishTile* out) {
     const Window& window = tile.window;
-    if (Halves * window.rows * window.cols * window.run >= Words::kTogetherFrom)
-        count_together<Finish, Halves, Words::kTogether>(tile, out);
-    else if constexpr (Words::kTogetherFrom > 0)
-        count_together<Finish, Halves, 1>(tile, out);
+    if (Words::kBudget != 0 && window.rows * window.cols * taken(Halves * window.run) <= kByteBudget)
+        count_strip<Finish, Halves, Words::kBudget != 0>(tile, out);
+    else
+        count_strip<Finish, Halves, false>(tile, out);
 }
 
 template <bool Finish>

@@ -16,7 +16,7 @@ struct Words {
     static constexpr int kVectors = 4;
     static constexpr int kPixels = 3;  // x 4 vectors = 12 of 32 registers hold byte counts, 12 their totals
     static constexpr int kBudget = 31;
-    static constexpr int kTogether = 1, kTogetherFrom = 0, kTogetherPixels = 0;  // nothing gained by it
+    static constexpr int kTogether = 1;
     static constexpr int kGroup = 0;
     static constexpr bool kFinish = false;
 
