@@ -412,7 +412,7 @@ __attribute__((noinline)) void count_block(const BinaryTile& tile, int begin, in
                                                                        : Floats::subtract(half, count);
                         const Floats::Vector scaled = Floats::multiply(x, Floats::load(scales + v * kLanes));
                         Floats::store(to_pixel + v * kLanes, Floats::add(scaled, Floats::load(shifts + v * kLanes)));
-                        forget();
+                        if constexpr (kGroups > 1) forget();  // one vector a pixel needs few addresses
                     });
                 });
             } else if (out->chain) {
