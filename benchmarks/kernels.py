@@ -5,7 +5,8 @@ The ceiling is xor + popcount + add on registers alone, of the same instruction 
 The kernel reads packed bits, applies scale and bias a channel, and writes float32, as in a network; the weights
 are repacked beforehand. `sums` is the same kernel without scale, bias and writing: its sums end in registers. MACs are
 the nominal ones (out pixels x taps x channels in x channels out); taps on the zero padding are skipped, so a small map
-can pass the ceiling. With --peers, OpenVINO (whose CPU kernels are oneDNN's) runs the convolution with real weights in
+can pass the ceiling, and so can kernels that add the bits of several words before they count them (AVX-512 without
+VPOPCNTDQ). With --peers, OpenVINO (whose CPU kernels are oneDNN's) runs the convolution with real weights in
 float32 and int8, from float32 activations to float32; its time is that of a whole call, so at small maps it is mostly
 the call.
 
