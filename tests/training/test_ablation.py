@@ -19,7 +19,7 @@ from models.networks import build
 from models.resnet import ResNetConfig
 from training.ablation.plan import Ablation
 from training.ablation.report import markdown
-from training.ablation.spectrum import singular_values
+from training.ablation.spectrum import effective_rank, singular_values
 from training.ablation.work import RESULT_FILE, Result, tuned, work
 from training.commands import commands
 from training.errors import TrainingError
@@ -158,6 +158,8 @@ def test_runs_are_trained_once_and_leave_tables_and_plots(
         spectrum = json.loads((folder / "singular_values.json").read_text())
         assert spectrum["before"].keys() == spectrum["after"].keys()
         assert not list(folder.glob("*.ckpt"))
+    rows = csv.DictReader((tmp_path / "out" / "results.csv").open())
+    assert all(0 < float(row["effective_rank"]) <= 100 for row in rows)
     assert (tmp_path / "out" / "latents.png").read_bytes().startswith(b"\x89PNG")
     assert CliRunner().invoke(commands, arguments).exit_code == 0
     assert [(folder / RESULT_FILE).stat().st_mtime_ns for folder in folders] == times
@@ -246,6 +248,14 @@ class Module:
 
     def log(self, name: str, value: float, **_: Any) -> None:
         self.logged[name] = value
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [([3.0] * 7, 7), ([5.0, 0.0, 0.0], 1), ([2.0, 2.0, 0.0], 2), ([0.0], 0), ([2.0, 1.0], 1.6493848)],
+)
+def test_effective_rank(values: list[float], rank: float) -> None:
+    assert effective_rank(values) == pytest.approx(rank)
 
 
 def test_flipped_and_dead_shares_against_a_count_by_hand() -> None:

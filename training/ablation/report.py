@@ -10,11 +10,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from training.ablation.plan import Ablation, Arm, field_value
+from training.ablation.spectrum import rank_share
 from training.ablation.work import Result, Tuned, tuned
 from training.reporting import EPOCHS_FILE, SHOWN, read_epochs
 from training.signs import DEAD, FLIPPED
 
 RESULTS_FILE, SEARCH_FILE, TABLE_FILE = "results.csv", "search.csv", "table.md"
+RANK = "effective_rank"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -25,6 +27,12 @@ class Finished:
     seed: int
     folder: Path
     result: Result
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Its row of the CSV, but for its arm, settings and seed."""
+        share = rank_share(self.folder)
+        return {**_figures(self.result), RANK: "" if share is None else f"{share:.4g}"}
 
     @property
     def epochs(self) -> list[dict[str, str]]:
@@ -79,7 +87,7 @@ def markdown(ablation: Ablation, found: Finals, chosen: Tuned) -> str:
         fields = list(ablation.config.grids[name])
         tune = [ablation.config.tune.field] if ablation.config.tune else []
         head = [_short(one) for one in (*fields, *tune)] + ["n", f"{label}, %", "against baseline", "train loss"]
-        head += ["signs flipped in the last epoch, %", "weights with abs(W) >= 1, %"]
+        head += ["signs flipped in the last epoch, %", "weights with abs(W) >= 1, %", "effective rank of W, % of full"]
         rows = [_row(ablation, arm, fields, found, chosen) for arm in arms]
         text += ["", f"## {name}", "", _line(head), _line(["---"] * len(head)), *(_line(row) for row in rows)]
     return "\n".join(text) + "\n"
@@ -97,7 +105,8 @@ def _row(ablation: Ablation, arm: Arm, fields: Sequence[str], found: Finals, cho
     differences = [run.result.metrics[metric] - other[run.seed] for run in runs if run.seed in other]
     cells.append(_spread(differences, signed=True) if baseline else "")
     cells.append(_mean(runs, "train_loss", 3))
-    return [*cells, _mean(runs, FLIPPED, 2), _mean(runs, DEAD, 2)]
+    shares = [share for run in runs if (share := rank_share(run.folder)) is not None]
+    return [*cells, _mean(runs, FLIPPED, 2), _mean(runs, DEAD, 2), f"{mean(shares):.1f}" if shares else ""]
 
 
 def _mean(runs: Sequence[Finished], name: str, decimals: int) -> str:
@@ -120,7 +129,7 @@ def _result_rows(ablation: Ablation, found: Finals, chosen: Tuned) -> Iterable[d
         if tune is not None:
             settings[tune.field] = _text(chosen.get(ablation.key(arm)))
         for run in found[arm.label]:
-            yield {"arm": arm.label, **settings, "seed": run.seed, **_figures(run.result)}
+            yield {"arm": arm.label, **settings, "seed": run.seed, **run.figures}
 
 
 def _search_rows(ablation: Ablation, output: Path, chosen: Tuned) -> Iterable[dict[str, Any]]:

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +25,23 @@ def singular_values(network: nn.Module) -> dict[str, list[float]]:
         name: [float(f"{value:.5g}") for value in torch.linalg.svdvals(weight.flatten(1).float().cpu())]
         for name, weight in latent_weights(network)
     }
+
+
+def effective_rank(values: Sequence[float]) -> float:
+    """How many directions a matrix of these singular values has in effect: exp of the entropy of their squares' shares.
+
+    n for n equal ones, 1 where one outweighs all others (Roy and Vetterli 2007, of squares); 0 of zeros alone.
+    """
+    total = sum(value**2 for value in values)
+    shares = [value**2 / total for value in values if value**2 > 0] if total > 0 else []
+    return math.exp(-sum(share * math.log(share) for share in shares)) if shares else 0.0
+
+
+def rank_share(folder: Path) -> float | None:
+    """Of a finished run, the effective rank of W after training in per cent of the full one, averaged over layers."""
+    path = folder / SPECTRUM_FILE
+    layers = json.loads(path.read_text()).get("after", {}) if path.is_file() else {}
+    return mean(100 * effective_rank(one) / len(one) for one in layers.values()) if layers else None
 
 
 class SingularValues(Callback):
