@@ -61,10 +61,10 @@ EXAMPLES: dict[str, Any] = {
         "results": [
             {
                 "index": 0,
-                "image": {"width": 451, "height": 300},
+                "image": {"width": 500, "height": 375},
                 "predictions": [
-                    {"label": "cat", "index": 3, "score": 0.59},
-                    {"label": "dog", "index": 5, "score": 0.19},
+                    {"label": "horse", "index": 7, "score": 0.999},
+                    {"label": "deer", "index": 4, "score": 0.001},
                 ],
                 "error": None,
             },
@@ -107,12 +107,12 @@ EXAMPLES: dict[str, Any] = {
             "packed_bytes": 563_112,
             "float32_bytes": 11_198_376,
             "ratio": 19.89,
-            "file_bytes": 587_368,
+            "file_bytes": 587_648,
             "resident_bytes": 1_165_320,
             "arena_bytes": 278_528,
         },
         "macs": {"binary": 136_839_168, "real": 2_460_160},
-        "provenance": {"data": "cifar10", "seed": 0, "epochs": 13, "metrics": {"val_top1": 80.44}},
+        "provenance": {"data": "cifar10", "seed": 0, "epochs": 13, "metrics": {"val_top1": 81.41}},
     },
     "/v2": {
         "name": "signet",
