@@ -1169,15 +1169,18 @@ void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>
     // Fewer images than threads: the whole team on each image, step by step.
     for (int64_t i = 0; i < count; ++i) {
         const Context context{held.arenas[0]->data(), images + i * image_bytes};
-        std::vector<std::atomic<int64_t>> next(steps_.size());
-        Barrier barrier(team);
+        Steps steps(steps_.size());
+        for (size_t s = 0; s < steps_.size(); ++s) steps.set_items(s, steps_[s]->items());
         workers_.run(team - 1, [&](int) {
             for (size_t s = 0; s < steps_.size(); ++s) {
                 const int64_t items = steps_[s]->items();
                 const int64_t grain = std::max<int64_t>(1, items / (team * 4));
-                for (int64_t begin; (begin = next[s].fetch_add(grain, std::memory_order_relaxed)) < items;)
-                    steps_[s]->run(context, begin, std::min(begin + grain, items));
-                barrier.wait();
+                for (int64_t begin; (begin = steps.take(s, grain)) < items;) {
+                    const int64_t end = std::min(begin + grain, items);
+                    steps_[s]->run(context, begin, end);
+                    steps.done(s, end - begin);
+                }
+                steps.wait(s);
             }
         });
         copy_outputs(context.arena, i, outputs);

@@ -71,22 +71,30 @@ void Workers::run(int helpers, const std::function<void(int)>& job) {
     wake_.notify_all();
     job(0);
     std::unique_lock<std::mutex> lock(mutex_);
+    const auto waiting = std::find(batches_.begin(), batches_.end(), &batch);
+    if (waiting != batches_.end()) {
+        batches_.erase(waiting);
+        batch.running -= batch.last - batch.next + 1;
+    }
     batch.done.wait(lock, [&batch] { return batch.running == 0; });
 }
 
-void Barrier::wait() {
-    const int round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-        arrived_.store(0, std::memory_order_relaxed);
-        round_.store(round + 1, std::memory_order_release);
-        return;
+void Steps::done(size_t step, int64_t items) {
+    if (steps_[step].left.fetch_sub(items, std::memory_order_acq_rel) != items) return;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+    }  // whoever has just seen that items are left sleeps by now
+    finished_.notify_all();
+}
+
+void Steps::wait(size_t step) {
+    const std::atomic<int64_t>& left = steps_[step].left;
+    for (int spins = 0; spins < 4000; ++spins) {
+        if (left.load(std::memory_order_acquire) == 0) return;
+        relax();
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-        if (spins < 4000)
-            relax();
-        else
-            std::this_thread::yield();
-    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    finished_.wait(lock, [&left] { return left.load(std::memory_order_acquire) == 0; });
 }
 
 Tokens::Tokens(int count, int64_t arena_bytes) : left_(count), arena_bytes_(arena_bytes) {}

@@ -35,8 +35,9 @@ public:
     explicit Workers(int count);
     ~Workers();
 
-    // Runs job(0) here and job(1) .. job(helpers) on workers; returns when all are done.
-    // The sum of helpers over concurrent calls never exceeds `count`.
+    // Runs job(0) here and job(1) .. job(helpers) on workers; returns when job(0) is done and all that had begun by
+    // then. A job must therefore leave the whole work done, whoever else takes part. The sum of helpers over concurrent
+    // calls never exceeds `count`.
     void run(int helpers, const std::function<void(int)>& job);
 
 private:
@@ -56,16 +57,25 @@ private:
     bool stop_ = false;
 };
 
-// Meets `size` threads again and again within one call. Spins shortly, then yields.
-class Barrier {
+// A call's steps, one after the other, each of which some threads do in parts. A thread waits for parts that others
+// have taken, never for a thread: one that comes late, or not at all, holds up nobody. Spins shortly, then sleeps.
+class Steps {
 public:
-    explicit Barrier(int size) : size_(size) {}
-    void wait();
+    explicit Steps(size_t count) : steps_(count) {}
+    void set_items(size_t step, int64_t items) { steps_[step].left.store(items, std::memory_order_relaxed); }
+
+    // The first of `grain` items that nobody has taken yet; at or past the last where all are.
+    int64_t take(size_t step, int64_t grain) { return steps_[step].next.fetch_add(grain, std::memory_order_relaxed); }
+    void done(size_t step, int64_t items);
+    void wait(size_t step);
 
 private:
-    const int size_;
-    std::atomic<int> arrived_{0};
-    std::atomic<int> round_{0};
+    struct Step {
+        std::atomic<int64_t> next{0}, left{0};
+    };
+    std::vector<Step> steps_;
+    std::mutex mutex_;
+    std::condition_variable finished_;
 };
 
 // The arenas, handed out one a computing thread.
