@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from models.latent import Latent
+from training.muon import Muon, Together, matrix_shapes
 from training.recipe import Training
 from training.schedule import Rate
 
@@ -51,8 +52,27 @@ def make(network: nn.Module, training: Training) -> Optimizer:
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
     if training.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=training.learning_rate)
+    if training.optimizer == "muon":
+        return _muon(network, groups, training)
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=training.learning_rate, betas=training.betas)
+
+
+def _muon(network: nn.Module, groups: list[dict[str, Any]], training: Training) -> Optimizer:
+    """Muon for the latent parameters that are matrices, Adam for all others."""
+    shapes = matrix_shapes(network)
+    matrices, others = [], []
+    for group in groups:
+        inside = [parameter for parameter in group["params"] if id(parameter) in shapes]
+        outside = [parameter for parameter in group["params"] if id(parameter) not in shapes]
+        if inside:
+            matrices.append({**group, "params": inside, "shapes": [shapes[id(parameter)] for parameter in inside]})
+        if outside:
+            others.append({**group, "params": outside})
+    parts: list[Optimizer] = [torch.optim.Adam(others, lr=training.learning_rate, betas=training.betas)]
+    if matrices:
+        parts.append(Muon(matrices, lr=training.learning_rate))
+    return Together(*parts)
 
 
 def set_rate(optimizer: Optimizer, learning_rate: float, rate: Rate) -> None:

@@ -126,7 +126,8 @@ class Training(_Part):
     epochs : passes over the training images.
     batch_size : images of one optimiser step, over all processes and accumulation steps.
     accumulate : a step's images are computed in this many parts, to save memory.
-    optimizer, momentum, betas : momentum is sgd's, betas are Adam's; rmsprop has neither.
+    optimizer, momentum, betas : momentum is sgd's, betas are Adam's; rmsprop has neither. `muon` is Muon, with its own
+        momentum, for latent matrices (factors, cores, plain weights) and Adam for all else.
     learning_rate : the highest rate of the schedule.
     latent_learning_rate_scale : multiplies the rate of latent parameters (factors, cores, plain weights).
     weight_decay : of real weights; parameters that are vectors (batch norm, scales, slopes) get none.
@@ -156,7 +157,7 @@ class Training(_Part):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
-    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
     momentum: Share = 0.9
     betas: tuple[Share, Share] = (0.9, 0.999)
     learning_rate: Positive = 2e-3

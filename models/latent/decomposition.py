@@ -21,7 +21,7 @@ rounded W has other signs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil, prod
 from typing import Any, Literal
@@ -50,6 +50,14 @@ class Latent(nn.Module, ABC):
         """The same as `to_tensor`."""
         return self.to_tensor()
 
+    @abstractmethod
+    def matrices(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+        """Each parameter that is a linear map, with its shape as one: [rows, columns].
+
+        A tensor of more modes is unfolded along the mode of the outputs; that of several layers is a stack of
+        matrices, [layers, rows, columns].
+        """
+
 
 class PlainLatent(Latent):
     """W itself is the parameter, as in every other binary network."""
@@ -60,6 +68,9 @@ class PlainLatent(Latent):
 
     def to_tensor(self) -> Tensor:
         return self.weight
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+        yield self.weight, (len(self.weight), self.weight[0].numel())
 
 
 class MatrixLatent(Latent):
@@ -101,6 +112,10 @@ class MatrixLatent(Latent):
         with _full_precision(self.u):
             return ((self.u * self.s) @ self.v.T).reshape(self.shape)
 
+    def matrices(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+        for factor in (self.u, self.v):
+            yield factor, tuple(factor.shape)
+
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rank={self.rank}"
 
@@ -141,6 +156,12 @@ class TuckerLatent(Latent):
     def to_tensor(self) -> Tensor:
         with _full_precision(self.core):
             return _multi_mode_product(self.core_tensor(), list(self.factors), self.channel_modes)
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+        rows = self.channel_modes[0]
+        yield self.core, (*self.rank[: rows + 1], prod(self.rank[rows + 1 :]))
+        for factor in self.factors:
+            yield factor, tuple(factor.shape)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rank={self.rank}"
@@ -198,6 +219,9 @@ class HolisticSlice(Latent):
 
     def to_tensor(self) -> Tensor:
         return self.holistic.to_tensor()[self.index]
+
+    def matrices(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+        return iter(())  # the shared tensor, a part of the network, has them
 
     def extra_repr(self) -> str:
         return f"slice {self.index} of {self.holistic.shape}"

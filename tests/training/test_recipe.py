@@ -56,7 +56,7 @@ MISTAKES = {
     "training: {}": "training.epochs: is missing",
     "training: 3": "training: is 3, expected ",
     "training: {epochs: 1, optimizer: adan}": (
-        "training.optimizer: is 'adan', expected 'adam', 'adamw', 'rmsprop' or 'sgd'; did you mean adam?"
+        "training.optimizer: is 'adan', expected 'adam', 'adamw', 'muon', 'rmsprop' or 'sgd'; did you mean adam?"
     ),
     "training: {epochs: 1, batch_size: 10, accumulate: 3}": "training.accumulate: 3 does not divide batch_size 10",
     "training: {epochs: 1, schedule: step}": "training.step_epochs: needed by schedule 'step'",

@@ -78,7 +78,7 @@ def test_options_that_change_how_but_not_what_is_computed(cifar_batches: Path, r
     assert parts.metrics["learning_rate"] == whole.metrics["learning_rate"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_other_optimisers_schedules_and_bf16_train(
     optimizer: str, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
 ) -> None:
