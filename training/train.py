@@ -117,6 +117,8 @@ def train(
         number = interruption.signal
     best = None if checkpoints.best is None else folder / BEST
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
+        metrics = load_checkpoint(checkpoint)["metrics"]
     return Outcome(folder / LAST, recipe.metric, best, checkpoints.best, metrics, number)
 
 

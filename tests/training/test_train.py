@@ -69,6 +69,19 @@ def test_a_checkpoint_is_plain_data_and_builds_its_network(
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
+def test_a_finished_run_resumed_has_its_figures(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    """As after a signal during the last validation, which ends the run when all is done and saved."""
+    recipe = recipe_of(raw_recipe, epochs=2)
+    with signal_at("validate", 1, 3):
+        ended = training.train(recipe, data_root=cifar_batches, output=tmp_path)
+    assert ended.signal == 15
+    again = training.train(recipe, data_root=cifar_batches, output=tmp_path, resume="auto")
+    assert again.signal is None
+    assert again.metrics == ended.metrics
+    assert {"val_top1", "train_loss", "flipped_share"} <= again.metrics.keys()
+    assert again.best_value == ended.best_value
+
+
 def test_options_that_change_how_but_not_what_is_computed(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
     """Two half batches accumulated are one batch but for batch norm's statistics: the loss is near, not equal."""
     whole = training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "whole")
