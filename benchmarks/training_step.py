@@ -1,9 +1,10 @@
-"""Where the time of a training step goes, and what a latent costs beside plain weights.
+"""Where the time of a training step goes, and what a latent, or Muon, costs beside plain weights and Adam.
 
 Each step is timed in its parts: the batch (gathered and augmented from memory), forward, backward, optimiser; on a GPU
 each part is waited for. `reconstruct` is W of all layers alone, forward and backward, and is contained in the parts
 before it. Latents take turns, so that what else the machine does falls on all alike; medians over steps. The overhead
-is the median over steps of (step of the latent / plain step of the same round) - 1.
+is the median over steps of (step of the latent / plain step of the same round) - 1. The last row, `muon`, has plain
+weights again.
 
     python benchmarks/training_step.py [--width 1.0] [--size 32] [--batch 128] [--steps 10] [--precision bf16-mixed]
         [--compile] [--threads 1] [--json]
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from statistics import median
+from typing import Any
 
 import torch
 from machine import describe
@@ -32,7 +34,8 @@ from training.data.plan import BatchPlan
 from training.recipe import SmallImageAugment, Training
 from training.signs import binary_layers
 
-KINDS = ("plain", "matrix", "tucker", "holistic")
+ROWS = {kind: (kind, "adam") for kind in ("plain", "matrix", "tucker", "holistic")} | {"muon": ("plain", "muon")}
+"""Of each row, the latent and the optimiser."""
 PARTS = ("data", "forward", "backward", "optimizer", "reconstruct")
 WARM_UP = 2
 IMAGES = 2048
@@ -57,14 +60,14 @@ class Stopwatch:
 class Trainee:
     """A network with what it needs to take a step."""
 
-    def __init__(self, kind: str, options: argparse.Namespace, device: torch.device) -> None:
+    def __init__(self, kind: str, optimiser: Any, options: argparse.Namespace, device: torch.device) -> None:
         torch.manual_seed(0)
         latent = LatentConfig(kind=kind)  # type: ignore[arg-type]
         config = ResNetConfig(width=options.width, input_size=options.size, latent=latent)
         self.network = build(config).to(device, memory_format=torch.channels_last)
         if options.compile:
             self.network.compile()
-        self.optimizer = optimizer.make(self.network, Training(epochs=1))
+        self.optimizer = optimizer.make(self.network, Training(epochs=1, optimizer=optimiser))
         self.device, self.bf16 = device, options.precision == "bf16-mixed"
         self.batches = endless(options, device)
 
@@ -130,14 +133,14 @@ def main() -> None:
     machine = this_machine()
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
-    trainees = {kind: Trainee(kind, options, device) for kind in KINDS}
-    taken: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    trainees = {name: Trainee(kind, optimiser, options, device) for name, (kind, optimiser) in ROWS.items()}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     for number in range(WARM_UP + options.steps):
-        for kind, trainee in trainees.items():
+        for name, trainee in trainees.items():
             parts = {**trainee.step(), "reconstruct": trainee.reconstruct()}
             if number >= WARM_UP:
-                taken[kind].append(parts)
-    rows = {kind: summary(steps, taken["plain"]) for kind, steps in taken.items()}
+                taken[name].append(parts)
+    rows = {name: summary(steps, taken["plain"]) for name, steps in taken.items()}
     if options.json:
         print(json.dumps({"machine": machine, "options": vars(options), "ms": rows}))
         return
@@ -149,8 +152,8 @@ def main() -> None:
     )
     columns = (*PARTS[:-1], "step", PARTS[-1])
     print(f"{'':10}" + "".join(f"{name:>12}" for name in columns) + f"{'overhead':>10}")
-    for kind, row in rows.items():
-        print(f"{kind:10}" + "".join(f"{row[name]:12.2f}" for name in columns) + f"{row['overhead_percent']:9.1f}%")
+    for title, row in rows.items():
+        print(f"{title:10}" + "".join(f"{row[name]:12.2f}" for name in columns) + f"{row['overhead_percent']:9.1f}%")
 
 
 def summary(steps: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, float]:
