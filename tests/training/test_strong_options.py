@@ -119,6 +119,7 @@ def test_all_options_together_resume_exactly_and_pack(
 ) -> None:
     teacher, first = stages
     options = {"start_from": str(first), "teacher": str(teacher), "mixup_alpha": 0.4, "ema_decay": 0.6, "epochs": 2}
+    options["optimizer"] = "muon"
     recipe = recipe_of(with_model(raw, weight_clamp=0.99), **options)
     whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole")
     with signal_at("train", 1, 2):
