@@ -174,7 +174,7 @@ def test_together_zeroes_all_gradients() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_weights_keep_their_rank_where_adam_loses_it() -> None:
+def test_weights_keep_a_rank_that_plain_momentum_loses() -> None:
     """Gradients of rank one: momentum of several makes Muon's step of several equal directions."""
     torch.manual_seed(0)
     directions = [torch.outer(torch.randn(16), torch.randn(64)) * size for size in (10, 3, 1)]
