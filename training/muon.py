@@ -66,12 +66,8 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure` computes the loss and the gradients before it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]
+        """One step by the gradients that are there; for a closure see `Together`."""
         for group in self.param_groups:
             for parameter, shape in zip(group["params"], group["shapes"], strict=True):
                 if parameter.grad is None:
@@ -84,7 +80,6 @@ class Muon(Optimizer):
                 size = group["lr"] * max(ahead.shape[-2:]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_((size * orthogonalise(ahead)).reshape(parameter.shape))
-        return loss
 
 
 class Together(Optimizer):
