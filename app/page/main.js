@@ -48,19 +48,24 @@ function choices(models) {
 }
 
 async function chooseModel() {
+  const name = byId("model").value;
+  let described;
   try {
-    card = await describeModel(byId("model").value);
+    described = await describeModel(name);
   } catch (error) {
     showProblem(error);
     return;
   }
+  if (byId("model").value !== name) return; // another was chosen meanwhile
+  card = described;
   byId("model-about").textContent = aboutModel(card);
   show(byId("top-k-field"), card.task === "classification");
   for (const id of ["boxes", "overlay", "box-help", "add-box"]) show(byId(id), isPose() && Boolean(picture));
   show(byId("clear-boxes"), isPose() && boxes.all.length > 0);
   showCommand();
-  showSizes(card.sizes, await processFacts());
-  await ask();
+  const asked = ask(); // before anything is waited for: a picture that comes meanwhile is asked about once
+  showSizes(described.sizes, await processFacts());
+  await asked;
 }
 
 function openKeyPanel(open) {

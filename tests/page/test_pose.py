@@ -64,14 +64,17 @@ def poses(page: Page, tmp_path: Path) -> Poses:
     stand_in = Poses()
     page.route("**/v1/pose?*", stand_in)
     page.get_by_label("Model").select_option("joints")
-    expect(
-        page.get_by_text("keypoints of each person")
-    ).to_be_visible()  # a picture that comes earlier is asked about twice
-    grey = Image.fromarray(np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
-    (tmp_path / "grey.png").write_bytes(pictures.encoded(grey, "PNG"))
-    page.locator("#file").set_input_files(tmp_path / "grey.png")
-    expect(page.get_by_text("Person 1")).to_be_visible()
+    show_grey(page, tmp_path)
     return stand_in
+
+
+def show_grey(page: Page, folder: Path) -> None:
+    """Give a grey picture to the pose model once the page has it, and wait for the answer."""
+    expect(page.get_by_text("keypoints of each person")).to_be_visible()
+    grey = Image.fromarray(np.full((HEIGHT, WIDTH, 3), 128, np.uint8))
+    (folder / "grey.png").write_bytes(pictures.encoded(grey, "PNG"))
+    page.locator("#file").set_input_files(folder / "grey.png")
+    expect(page.get_by_text("Person 1")).to_be_visible()
 
 
 def opacity(page: Page, x: float, y: float) -> int:
@@ -111,6 +114,20 @@ def test_the_skeleton_lies_over_the_picture(page: Page, poses: Poses) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     eventually(lambda: page.evaluate("document.getElementById('overlay').width < 400"))
     eventually(lambda: opacity(page, WIDTH / 2, 3 * HEIGHT / 8) == 255)
+
+
+def test_a_picture_that_comes_right_after_the_model_is_asked_about_once(page: Page, tmp_path: Path) -> None:
+    poses = Poses()
+    held: list[Route] = []
+    page.route("**/v1/pose?*", poses)
+    page.route("**/metrics", lambda route: held.append(route))  # which the page reads after each choice
+    page.get_by_label("Model").select_option("joints")
+    show_grey(page, tmp_path)
+    page.unroute("**/metrics")
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(500)
+    assert poses.asked == [[]]
 
 
 def test_the_joints_are_a_table_too(page: Page, poses: Poses) -> None:
