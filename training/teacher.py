@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks import restore, start_from
+from models.packing.file import PackedFileError, read
+from models.packing.unpack import unpack
 from training.checkpoints import load_checkpoint
 from training.errors import TrainingError
 from training.recipe import check_recipe
 
+PACKED = ".safetensors"
 MEANINGS = ("class_names", "keypoints", "input")
 
 
@@ -30,11 +34,17 @@ def load_teacher(path: Path, parameters: dict[str, Any]) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def start(network: nn.Module, path: Path) -> None:
-    """Give `network` the weights of a checkpoint, see `models.networks.start_from`. Raises TrainingError."""
-    source, _ = _load(path)
+def start(network: nn.Module, path: Path, images: Callable[[], Tensor]) -> None:
+    """Give `network` the weights of a checkpoint or a packed model, see `models.networks.start_from`.
+
+    `images` gives normalised images [N, 3, H, W], from which a packed model's batch norms take what the file does not
+    keep. Raises TrainingError.
+    """
     try:
+        source = unpack(read(path), images()) if path.suffix == PACKED else _load(path)[0]
         start_from(network, source)
+    except PackedFileError as error:
+        raise TrainingError(f"training.start_from: {error}") from error
     except ValueError as error:
         raise TrainingError(f"training.start_from: {path}: {error}") from error
 

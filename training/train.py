@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ValidationError
+from torch import Tensor
 
 from training import teacher
 from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint
@@ -100,7 +101,7 @@ def train(
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
     module, data = _of_task(recipe, dataset)
     if recipe.training.start_from is not None and checkpoint is None:
-        teacher.start(module.network, recipe.training.start_from)
+        teacher.start(module.network, recipe.training.start_from, lambda: first_images(module, data))
         module.place()
     checkpoints = Checkpoints(folder, recipe.metric)
     reporter = Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)
@@ -120,6 +121,17 @@ def train(
     if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
         metrics = load_checkpoint(checkpoint)["metrics"]
     return Outcome(folder / LAST, recipe.metric, best, checkpoints.best, metrics, number)
+
+
+def first_images(module: NetworkModule, data: RecipeData) -> Tensor:
+    """As many training images as a batch of validation has, those that training begins with, normalised."""
+    batches: list[Tensor] = []
+    wanted = min(data.recipe.training.validation_batch_size, data.length(training=True))
+    for images, *_ in data.train_dataloader():
+        batches.append(images)
+        if sum(map(len, batches)) >= wanted:
+            break
+    return module.normalised(torch.cat(batches)[:wanted])
 
 
 def load_data(recipe: Recipe, root: Path | None = None) -> Dataset | PoseDataset:

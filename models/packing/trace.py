@@ -34,11 +34,15 @@ class PackingError(ValueError):
 
 @dataclass
 class Traced:
-    """The ops of a network, the arrays that they name, and the graph's outputs."""
+    """The ops of a network, the arrays that they name, and the graph's outputs.
+
+    `norms` has the names of the batch norms that became part of a neighbour, by that neighbour's.
+    """
 
     ops: list[g.AnyOp] = field(default_factory=list)
     tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
 
 
 def trace(network: nn.Module, outputs: tuple[str, ...] = ("logits",)) -> Traced:
@@ -84,6 +88,8 @@ class _Lowering:
     def run(self) -> Traced:
         for node in self.graph.nodes:
             self._plan_batch_norm(node)
+        for neighbour, norm in [*self.folded.items(), *self.normed_signs.items()]:
+            self.result.norms[str(neighbour.target)] = str(norm.target)
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node)

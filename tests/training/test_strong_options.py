@@ -19,9 +19,14 @@ from training.classification import draw_mix
 from training.errors import TrainingError
 from training.evaluate import evaluate
 from training.signs import latent_weights
-from training.teacher import imitation
+from training.teacher import imitation, load_teacher, start
 
 SOURCES = ({"real": True}, {"binarize": "activations"}, {"latent": LatentConfig(kind="tucker")})
+
+
+def network_of(path: Path) -> torch.nn.Module:
+    """The network of a checkpoint."""
+    return load_teacher(path, torch.load(path, weights_only=True)["hyper_parameters"])
 
 
 def small(**changes: Any) -> torch.nn.Module:
@@ -140,6 +145,44 @@ def test_all_options_together_resume_exactly_and_pack(
 def test_a_first_stage_cannot_be_packed(stages: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(PackingError, match=r"blocks\.0\.first\.2: its weights are real: binarize is 'activations'"):
         pack_checkpoint(stages[1], tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["plain", "holistic"])
+def test_training_goes_on_from_a_packed_model(kind: str, raw: Raw, cifar_batches: Path, tmp_path: Path) -> None:
+    """It starts as what the file computes, by whatever latent the file's network was trained."""
+    longer = {**raw["training"], "epochs": 3, "learning_rate": 0.01}
+    before = training.train(recipe_of({**raw, "training": longer}), data_root=cifar_batches, output=tmp_path / "before")
+    packed = pack_checkpoint(before.last, tmp_path / "m.safetensors").path
+    recipe = recipe_of(with_model(raw, latent={"kind": kind}), start_from=str(packed), learning_rate=1e-12)
+    after = training.train(recipe, data_root=cifar_batches, output=tmp_path / "after")
+    theirs, ours = network_of(before.last), network_of(after.last)
+    pairs = zip(latent_weights(ours), latent_weights(theirs), strict=True)
+    assert all(torch.equal(mine >= 0, other >= 0) for (_, mine), (_, other) in pairs)
+    fresh = build(recipe.model).eval()
+    x = torch.randn(64, 3, 32, 32)
+    start(fresh, packed, lambda: x)
+    assert (fresh(x) - theirs(x)).abs().median() < 0.02 * theirs(x).std()
+
+
+def test_packed_models_of_other_classes_give_all_but_the_head(
+    raw: Raw, picture_folder: Path, cifar_batches: Path, tmp_path: Path
+) -> None:
+    before = training.train(recipe_of(raw), data_root=cifar_batches, output=tmp_path / "before")
+    packed = pack_checkpoint(before.last, tmp_path / "m.safetensors").path
+    folder = {**raw, "data": {"name": "imagefolder", "image_size": 32}}
+    recipe = recipe_of(folder, batch_size=5, start_from=str(packed), learning_rate=1e-12)
+    after = training.train(recipe, data_root=picture_folder, output=tmp_path / "after")
+    ours, theirs = network_of(after.last), network_of(before.last)
+    assert ours.get_parameter("head.weight").shape != theirs.get_parameter("head.weight").shape
+    pairs = zip(latent_weights(ours), latent_weights(theirs), strict=True)
+    assert all(torch.equal(mine >= 0, other >= 0) for (_, mine), (_, other) in pairs)
+
+
+def test_a_file_that_is_no_packed_model_is_named(raw: Raw, cifar_batches: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"no model at all")
+    recipe = recipe_of(raw, start_from=str(tmp_path / "m.safetensors"))
+    with pytest.raises(TrainingError, match=r"training\.start_from: .*m\.safetensors: header: "):
+        training.train(recipe, data_root=cifar_batches, output=tmp_path / "run")
 
 
 def test_teachers_that_do_not_fit_are_named(
