@@ -124,7 +124,7 @@ def train(
 
 
 def first_images(module: NetworkModule, data: RecipeData) -> Tensor:
-    """As many training images as a batch of validation has, those that training begins with, normalised."""
+    """The images that training begins with, at most as many as a batch of validation has, normalised."""
     batches: list[Tensor] = []
     wanted = min(data.recipe.training.validation_batch_size, data.length(training=True))
     for images, *_ in data.train_dataloader():

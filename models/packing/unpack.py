@@ -105,7 +105,7 @@ class _Unpacking:
         assert isinstance(layer, BinaryConv2d | BinaryLinear)
         if norm is not None:
             raise PackedFileError(self.file.path, f"{op.source}: a batch norm was folded into its scale")
-        signs = unpack_signs(self.file.tensors[op.weight], int(np.prod(layer.latent.shape[1:])) // _taps(op))
+        signs = unpack_signs(self.file.tensors[op.weight], layer.latent.shape[1])
         weight = torch.from_numpy(signs).permute(0, 3, 1, 2).reshape(layer.latent.shape)
         if layer.scale.kind == "analytic" and op.scale is not None:
             weight = weight * self._read(op.scale).reshape(-1, *[1] * (weight.ndim - 1))
@@ -174,10 +174,6 @@ class _Unpacking:
 def _place(op: g.AnyOp) -> tuple[Any, ...]:
     kind = "conv2d" if isinstance(op, g.PixelConv2d) else op.op  # a stem may have been rounded when it was packed
     return kind, op.source, op.output, op.reads()
-
-
-def _taps(op: g.BinaryConv2d) -> int:
-    return op.kernel[0] * op.kernel[1]
 
 
 def _affine(scale: Tensor, bias: Tensor) -> Setter:

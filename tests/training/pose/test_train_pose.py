@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models.drawing import COLOURS, side_of
+from models.packing.pack import pack_checkpoint
 from models.pose import COCO, LSP
 from tests.helpers.training import Raw, recipe_of, with_model
 from training import optimizer
@@ -87,7 +88,6 @@ def test_the_same_seed_is_the_same_run(run: training.Outcome, lspet_root: Path, 
 
 
 def test_checkpoint_and_packed_file_score_alike(run: training.Outcome, lspet_root: Path, tmp_path: Path) -> None:
-    from models.packing.pack import pack_checkpoint
 
     packed = pack_checkpoint(run.last, tmp_path / "m.safetensors")
     assert packed.header.task == "pose"
@@ -266,6 +266,18 @@ def test_an_hourglass_learns_in_two_stages_from_its_twin(lspet_root: Path, tmp_p
         outcome = training.train(check_recipe(raw, "test"), data_root=lspet_root, output=tmp_path / name)
         paths.append(str(outcome.last))
     assert 0 <= outcome.metrics["val_pck"] <= 100
+
+
+def test_an_hourglass_goes_on_from_its_packed_file(run: training.Outcome, lspet_root: Path, tmp_path: Path) -> None:
+    packed = pack_checkpoint(run.last, tmp_path / "m.safetensors")
+    recipe = recipe_of(
+        {**RAW, "training": {**RAW["training"], "epochs": 1}}, start_from=str(packed.path), learning_rate=1e-12
+    )
+    after = training.train(recipe, data_root=lspet_root, output=tmp_path / "after")
+    again = pack_checkpoint(after.last, tmp_path / "again.safetensors")
+    bits = [name for name, tensor in packed.tensors.items() if tensor.dtype == np.uint64]
+    assert bits
+    assert all(np.array_equal(again.tensors[name], packed.tensors[name]) for name in bits)
 
 
 def test_people_are_not_mixed() -> None:
