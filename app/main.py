@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import problems
+from app.about import program_version
 from app.api.deps import require_client
 from app.api.documentation import problems as documented
 from app.api.routes import classify, docs, models, operations, page, pose, v2
@@ -19,7 +20,7 @@ from app.fleet import Fleet
 from app.gate import Gate
 from app.keys import Keys, read_keys
 from app.lifecycle import Lifecycle
-from app.metrics import Metrics, program_version
+from app.metrics import Metrics
 from app.middleware import Guard, Observe
 from app.rates import RateLimit
 from app.repository import Repository

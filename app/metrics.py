@@ -16,7 +16,6 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
 
+from app.about import program_version
 from app.errors import Problem
 from app.processes import process_metrics
 from app.repository import Repository, State, Version
@@ -43,14 +43,6 @@ _STAGE_BUCKETS = (0.0001, 0.00025, 0.0005, *_REQUEST_BUCKETS)
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that no one asked for
-
-
-def program_version() -> str:
-    """The installed version, or `unknown` in a bare source tree."""
-    try:
-        return version("signet")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from app.metrics import program_version
+from app.about import program_version
 from app.trace import Trace
 
 try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from app import metrics
+from app.about import program_version
 from app.api.schemas_v2 import (
     AllPolicy,
     BatchStats,
@@ -45,9 +45,7 @@ NORMALISED_PIXELS = (
 
 def server_metadata(*more_extensions: str) -> ServerMetadata:
     """Name, version and the extensions that are implemented."""
-    return ServerMetadata(
-        name="signet", version=metrics.program_version(), extensions=sorted([*EXTENSIONS, *more_extensions])
-    )
+    return ServerMetadata(name="signet", version=program_version(), extensions=sorted([*EXTENSIONS, *more_extensions]))
 
 
 def model_metadata(version: Version, service: Service) -> ModelMetadata:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def test_each_command_shows_an_example(command: str) -> None:
     ended = signet(command, "--help")
     assert ended.returncode == 0
     assert f"Example: signet {command}" in ended.stdout
+
+
+def test_version_is_that_of_the_package() -> None:
+    ended = signet("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"signet {version('signet')}\n")
 
 
 def test_the_command_line_starts_at_once() -> None:

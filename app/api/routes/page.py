@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
 
 import app
-from app import metrics
+from app.about import program_version
 from app.api.deps import ServiceDep, SettingsDep
 from app.api.documentation import problems
 from app.api.schemas import Index
@@ -69,7 +69,7 @@ async def index(request: Request, service: ServiceDep, settings: SettingsDep) ->
         **({"docs": "/docs", "openapi": "/openapi.json"} if settings.docs else {}),
     }
     names = service.repository.names
-    return Index(name="signet", version=metrics.program_version(), models=names, links=links)
+    return Index(name="signet", version=program_version(), models=names, links=links)
 
 
 @router.get("/page/{name}", include_in_schema=False, responses=problems(Problem.NOT_FOUND))
