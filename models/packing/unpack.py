@@ -42,12 +42,13 @@ def unpack(file: PackedFile, images: Tensor) -> nn.Module:
     sides = (file.header.input.height, file.header.input.width)
     if images.shape[2:] != sides and any(getattr(op, "scale_height", None) for op in file.header.graph.ops):
         raise PackedFileError(file.path, f"input: its scales are for {sides[1]} x {sides[0]} px alone")
-    network = _blank(file)
+    network = _blank(file, images.shape[2])
     norms = _Unpacking(file, network).run()
     return _calibrated(network, norms, images)
 
 
-def _blank(file: PackedFile) -> nn.Module:
+def _blank(file: PackedFile, side: int) -> nn.Module:
+    """The network of the file's recipe, if it takes images of `side` pixels."""
     recipe = file.header.provenance.get("recipe")
     if not isinstance(recipe, Mapping) or "model" not in recipe:
         raise PackedFileError(file.path, "provenance.recipe.model: is missing; the network cannot be built from it")
@@ -57,6 +58,11 @@ def _blank(file: PackedFile) -> nn.Module:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise PackedFileError(file.path, f"provenance.recipe.model.{where}: {problem['msg']}") from error
+    try:
+        type(config).model_validate({**config.model_dump(), "input_size": side})
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise PackedFileError(file.path, f"input: cannot be {side} x {side} px: {reason}") from error
     network = build(config.model_copy(update={"latent": LatentConfig(kind="plain")}))
     set_pixels(network, file.header.input.mean, file.header.input.std)
     return network.eval()

@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "training").glob("recipes/*.yaml")) + sorted((ROOT / "training").glob("ablations/*.yaml"))
 STRONG = ROOT / "training" / "recipes" / "cifar10_resnet18_strong.yaml"
 TORCHRUN = re.compile(r"^torchrun .*? -m training\.commands ")
-SMALL = {
-    "model.width": "0.125",
-    "training.epochs": "1",
-    "training.batch_size": "20",
-    "training.compile": "false",
-    "training.precision": "32-true",
-    "training.threads": "1",
-}
+SMALL = (
+    "model.width=0.125",
+    "training.epochs=1",
+    "training.batch_size=20",
+    "training.compile=false",
+    "training.precision=32-true",
+    "training.threads=1",
+)
 
 
 def in_head(file: Path) -> list[list[str]]:
@@ -74,7 +74,7 @@ def test_the_strong_recipe_runs_from_the_teacher_to_the_packed_file(
 ) -> None:
     """As its head says, with a thin network, a small data set and one epoch a run."""
     monkeypatch.chdir(tmp_path)
-    small = [part for field, value in SMALL.items() for part in ("--set", f"{field}={value}")]
+    small = [part for setting in SMALL for part in ("--set", setting)]
     names = {str(STRONG.relative_to(ROOT)): str(STRONG), "FOLDER": str(cifar_batches)}
     for command in in_head(STRONG):
         arguments = [names.get(argument, argument) for argument in command]

@@ -156,3 +156,7 @@ def test_what_cannot_be_unpacked_says_why(tmp_path: Path) -> None:
     file = packed(trained(shared), tmp_path / "shared.safetensors", shared)
     with pytest.raises(PackedFileError, match=r"input: its scales are for 32 x 32 px alone"):
         unpack(file, torch.zeros(4, 3, 64, 64))
+    people = NETWORKS["hourglass"]
+    file = packed(trained(people), tmp_path / "people.safetensors", people)
+    with pytest.raises(PackedFileError, match=r"input: cannot be 8 x 8 px: .* expected a multiple of 16 for an hourgl"):
+        unpack(file, torch.zeros(4, 3, 8, 8))

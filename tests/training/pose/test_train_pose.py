@@ -88,7 +88,6 @@ def test_the_same_seed_is_the_same_run(run: training.Outcome, lspet_root: Path, 
 
 
 def test_checkpoint_and_packed_file_score_alike(run: training.Outcome, lspet_root: Path, tmp_path: Path) -> None:
-
     packed = pack_checkpoint(run.last, tmp_path / "m.safetensors")
     assert packed.header.task == "pose"
     assert packed.header.keypoints == LSP
