@@ -11,7 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.hourglass import HourglassConfig, StackedHourglass
-from models.latent import BinaryConv2d, BinaryLinear, Latent, PlainLatent, assign_latents
+from models.latent import (
+    BinaryConv2d,
+    BinaryLinear,
+    Latent,
+    LatentConfig,
+    PlainLatent,
+    assign_latents,
+    reconstruct_once,
+)
 from models.resnet import ResNet, ResNetConfig
 
 NetworkConfig = Annotated[ResNetConfig | HourglassConfig, Field(discriminator="architecture")]
@@ -23,9 +31,13 @@ def build(config: NetworkConfig) -> nn.Module:
 
 
 def restore(config: NetworkConfig, state: Mapping[str, Tensor]) -> nn.Module:
-    """A trained network from its configuration and `state_dict`, in evaluation mode."""
+    """A trained network from its configuration and `state_dict`, in evaluation mode.
+
+    Its latents are those of the state: a run may have ended them, see `end_latents`.
+    """
     # The factors are about to be overwritten: random ones save the decomposition's time.
-    latent = config.latent.model_copy(update={"init": "random"})
+    plain = any(name.endswith(".latent.weight") for name in state)
+    latent = LatentConfig(kind="plain") if plain else config.latent.model_copy(update={"init": "random"})
     network = build(config.model_copy(update={"latent": latent}))
     network.load_state_dict(state)
     return network.eval()
@@ -54,10 +66,29 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
             if weight is None or weight.shape != layer.latent.shape:
                 found = "no weights there" if weight is None else f"weights of shape {tuple(weight.shape)}"
                 raise ValueError(f"{name}: has weights of shape {layer.latent.shape}; the source has {found}")
-            spread = (2 / prod(weight.shape[1:])) ** 0.5
-            layer.latent = PlainLatent(weight * (spread / weight.square().mean().sqrt().clamp_min(1e-12)))
+            layer.latent = PlainLatent(_as_fresh(weight))
     # Random factors would forget what was trained.
     network.holistic = assign_latents(network, config.latent.model_copy(update={"init": "decomposition"}))
+
+
+def end_latents(network: nn.Module) -> None:
+    """Make each binary layer's weights plain: W itself is the parameter from now on.
+
+    Its signs stay; its spread becomes that of fresh weights, as factors may have made W large, and far from a change
+    of sign.
+    """
+    layers = [module for module in network.modules() if isinstance(module, BinaryConv2d | BinaryLinear)]
+    with torch.no_grad(), reconstruct_once(network.modules()):
+        weights = [_as_fresh(layer.latent.to_tensor()) for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.latent = PlainLatent(weight)
+    network.holistic = nn.ModuleDict()
+
+
+def _as_fresh(weight: Tensor) -> Tensor:
+    """W [out, ...] with the root mean square of fresh weights (He et al. 2015)."""
+    spread: float = (2 / prod(weight.shape[1:])) ** 0.5
+    return weight * (spread / weight.square().mean().sqrt().clamp_min(1e-12))
 
 
 def _real_weight(module: nn.Module | None) -> Tensor | None:

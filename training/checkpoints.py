@@ -35,7 +35,7 @@ class Interrupted(BaseException):
 class Checkpoints(Callback):
     """Saves `last.ckpt` after each epoch, `best.ckpt` where `metric` was highest, and `last.ckpt` at a signal.
 
-    SIGINT (Ctrl-C) and SIGTERM end the run after the current batch or validation; one more, a second or later
+    SIGINT (Ctrl-C) and SIGTERM end the run after the current step or validation; one more, a second or later
     after the first, ends it at once. A file is replaced whole or not at all, so a crash while saving leaves the
     one before.
     """
@@ -78,8 +78,10 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End here if a signal came, unless the epoch is about to end anyway: then after its validation."""
-        if not trainer.is_last_batch:
+        """End here if a signal came, but not within a step of several batches, whose gradients no checkpoint has, nor
+        where the epoch is about to end anyway: then after its validation.
+        """
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,7 +108,7 @@ class Checkpoints(Callback):
             return
         self.received, self._received_at = number, now
         # Not print: the signal may have come while something else is half printed.
-        os.write(2, b"\nsignet: saving after this batch or validation; once more ends at once\n")
+        os.write(2, b"\nsignet: saving after this step or validation; once more ends at once\n")
 
     def _end_if_asked(self, trainer: Trainer, *, saved: bool = False) -> None:
         asked = self.received is not None
@@ -123,6 +125,7 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             partial.replace(self.folder / LAST)
+        trainer.strategy.barrier()  # whichever process reads it next reads this one
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.networks import build
+from models.networks import build, end_latents
 from models.packing.file import InputSpec
 from models.quantized import set_pixels
-from training import optimizer, schedule
+from training import latent_phase, optimizer, schedule
 from training.recipe import Recipe, check_recipe
 from training.teacher import load_teacher
 
@@ -48,6 +48,7 @@ class NetworkModule(LightningModule):
         self.place()
         if self.recipe.training.compile:
             self.network.compile()
+        self.latents_ended = False
         # Of a batch of pixels: x * pixel_scale + pixel_shift = (x / 255 - mean) / std.
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(3, 1, 1), persistent=False)
@@ -67,6 +68,38 @@ class NetworkModule(LightningModule):
             if self.recipe.training.channels_last:
                 network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.__dict__["_teacher"] = network
+
+    def end_latents(self) -> None:
+        """Go on with plain weights. Before the Trainer has seen the module."""
+        end_latents(self.network)
+        self.place()
+        self.latents_ended = True
+
+    def on_train_epoch_end(self) -> None:
+        """Stop where the latents end; the run goes on from the epoch's checkpoint."""
+        if self.latents_now == "due":
+            self.trainer.should_stop = True
+
+    @property
+    def latents_now(self) -> latent_phase.Latents:
+        """What a checkpoint that is saved now holds."""
+        if self.latents_ended:
+            return "ended"
+        training = self.recipe.training
+        last = latent_phase.epochs(training)
+        if last == training.epochs:
+            return "trained"
+        steps = int(self.trainer.estimated_stepping_batches)
+        return "due" if self.global_step * training.epochs >= last * steps else "trained"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say whether the weights are latent."""
+        checkpoint[latent_phase.KEY] = self.latents_now
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Convert a checkpoint at the end of the latents, if this network has none any more."""
+        if self.latents_ended and checkpoint[latent_phase.KEY] != "ended":
+            latent_phase.convert(checkpoint, self.recipe)
 
     def place(self) -> None:
         """Lay the network out in memory as the recipe says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ def make(network: nn.Module, training: Training) -> Optimizer:
     return kind(groups, lr=training.learning_rate, betas=training.betas)
 
 
+def parts(optimizer: Optimizer) -> Sequence[Optimizer]:
+    """The optimisers that hold the state of this one: its parts, or itself."""
+    return optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+
+
 def _muon(network: nn.Module, groups: list[dict[str, Any]], training: Training) -> Optimizer:
     """Muon for the latent parameters that are matrices, Adam for all others."""
     shapes = matrix_shapes(network)
@@ -69,10 +75,10 @@ def _muon(network: nn.Module, groups: list[dict[str, Any]], training: Training) 
             matrices.append({**group, "params": inside, "shapes": [shapes[id(parameter)] for parameter in inside]})
         if outside:
             others.append({**group, "params": outside})
-    parts: list[Optimizer] = [torch.optim.Adam(others, lr=training.learning_rate, betas=training.betas)]
+    both: list[Optimizer] = [torch.optim.Adam(others, lr=training.learning_rate, betas=training.betas)]
     if matrices:
-        parts.append(Muon(matrices, lr=training.learning_rate))
-    return Together(*parts)
+        both.append(Muon(matrices, lr=training.learning_rate))
+    return Together(*both)
 
 
 def set_rate(optimizer: Optimizer, learning_rate: float, rate: Rate) -> None:

@@ -130,6 +130,8 @@ class Training(_Part):
         momentum, for latent matrices (factors, cores, plain weights) and Adam for all else.
     learning_rate : the highest rate of the schedule.
     latent_learning_rate_scale : multiplies the rate of latent parameters (factors, cores, plain weights).
+    latent_share : share of the run, rounded to whole epochs, in which W is reconstructed from its latent; from then on
+        W itself is trained, from the same signs. 1 = all of it.
     weight_decay : of real weights; parameters that are vectors (batch norm, scales, slopes) get none.
     latent_weight_decay : of latent parameters: decay shrinks W and with it the distance to a change of sign.
     schedule : `onecycle` rises from 1/25 of the rate and falls to nothing along cosines, Adam's first beta moving
@@ -163,6 +165,7 @@ class Training(_Part):
     betas: tuple[Share, Share] = (0.9, 0.999)
     learning_rate: Positive = 2e-3
     latent_learning_rate_scale: Positive = 1.0
+    latent_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: NotNegative = 0.0
     latent_weight_decay: NotNegative = 0.0
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ValidationError
 from torch import Tensor
 
-from training import teacher
+from training import latent_phase, teacher
 from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint
 from training.classification import Classifier
 from training.data import catalog
@@ -99,10 +99,39 @@ def train(
         torch.set_num_threads(recipe.training.threads)
     _quieten()
     pl.seed_everything(recipe.seed, workers=True, verbose=False)
+    while True:
+        fitted = _fit(recipe, dataset, folder, checkpoint, callbacks)
+        if not fitted.latents_due or fitted.signal is not None:
+            break
+        checkpoint = folder / LAST
+    best = None if fitted.best is None else folder / BEST
+    metrics = {name: float(value) for name, value in fitted.trainer.callback_metrics.items()}
+    if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
+        metrics = load_checkpoint(checkpoint)["metrics"]
+    return Outcome(folder / LAST, recipe.metric, best, fitted.best, metrics, fitted.signal)
+
+
+class _Fitted(NamedTuple):
+    trainer: pl.Trainer
+    best: float | None
+    signal: int | None
+    latents_due: bool
+
+
+def _fit(
+    recipe: Recipe,
+    dataset: Dataset | PoseDataset,
+    folder: Path,
+    checkpoint: Path | None,
+    callbacks: Sequence[pl.Callback],
+) -> _Fitted:
+    """Train from the start, or from a checkpoint, until the run ends, its latents end, or a signal comes."""
     module, data = _of_task(recipe, dataset)
-    if recipe.training.start_from is not None and checkpoint is None:
+    if checkpoint is None and recipe.training.start_from is not None:
         teacher.start(module.network, recipe.training.start_from, lambda: first_images(module, data))
         module.place()
+    if checkpoint is not None and latent_phase.over(load_checkpoint(checkpoint)):
+        module.end_latents()
     checkpoints = Checkpoints(folder, recipe.metric)
     reporter = Reporter(folder, recipe.training.batch_size // recipe.training.accumulate)
     # In this order: what is logged, then the reporter, which writes the epoch's line before a signal ends the run at
@@ -116,11 +145,7 @@ def train(
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as interruption:
         number = interruption.signal
-    best = None if checkpoints.best is None else folder / BEST
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
-        metrics = load_checkpoint(checkpoint)["metrics"]
-    return Outcome(folder / LAST, recipe.metric, best, checkpoints.best, metrics, number)
+    return _Fitted(trainer, checkpoints.best, number, module.latents_now == "due")
 
 
 def first_images(module: NetworkModule, data: RecipeData) -> Tensor:
