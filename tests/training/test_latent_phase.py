@@ -121,10 +121,17 @@ def test_a_run_ends_its_latents_on_the_way(kind: str, cifar_batches: Path, raw_r
 
 
 @pytest.mark.parametrize(
-    ("where", "epoch", "batch"),
-    [("train", 0, 2), ("train", 1, 3), ("validate", 1, 3), ("train", 2, 0), ("train", 2, 1), ("train", 3, 3)],
+    ("where", "epoch", "batch", "changes"),
+    [
+        ("train", 1, 3, {}),  # in the last step that has latents
+        ("validate", 1, 3, {}),
+        ("train", 2, 0, {}),
+        ("train", 3, 3, {}),
+        ("validate", 1, 3, {"optimizer": "muon"}),
+        ("train", 0, 2, {"ema_decay": 0.9, "accumulate": 2}),  # between the two batches of a step
+        ("train", 2, 1, {"ema_decay": 0.9, "accumulate": 2}),
+    ],
 )
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"ema_decay": 0.9, "accumulate": 2}])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     where: str, epoch: int, batch: int, changes: Raw, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
 ) -> None:
