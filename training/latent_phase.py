@@ -1,8 +1,8 @@
 """Latents for the first part of a run, plain weights for the rest (`training.latent_share`).
 
-A step through factors flips many signs at once and moves W fastest where it is large already. W grows, leaves the
-estimator's window and becomes nearly low in rank, which hinders it later. So the latents may end on the way: W goes on
-as a parameter of its own, from the same signs and with the size of fresh weights.
+A step through factors flips many signs at once and moves W fastest where it is large already, so W grows, leaves the
+estimator's window and becomes nearly low in rank. That is a fast start; for the rest of the run W may go on as a
+parameter of its own, from the same signs and with the size of fresh weights.
 
 The run stops at the end of that epoch and goes on from the checkpoint saved there, as any resumed run does; the
 checkpoint's content is converted when it is read. So a run that is interrupted at any point, several processes,
