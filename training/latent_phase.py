@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
-
-from models.networks import build, end_latents
+from models.networks import end_latents, restore
 from training import optimizer
 from training.recipe import Recipe, Training
 
@@ -44,32 +42,18 @@ def convert(checkpoint: dict[str, Any], recipe: Recipe) -> None:
     Weights are converted as `models.networks.end_latents` does; the optimiser keeps what it knows of all other
     parameters.
     """
-    for key in STATES:
-        if key in checkpoint:
-            network = _network(recipe, checkpoint[key])
-            if key == STATES[-1] or STATES[-1] not in checkpoint:
-                checkpoint["optimizer_states"] = [_end_in_optimizer(network, recipe, checkpoint["optimizer_states"][0])]
-            else:
-                end_latents(network)
-            checkpoint[key] = {PREFIX + name: value for name, value in network.state_dict().items()}
+    networks = {
+        key: restore(recipe.model, {name.removeprefix(PREFIX): value for name, value in checkpoint[key].items()})
+        for key in STATES
+        if key in checkpoint
+    }
+    trained = list(networks.values())[-1]
+    before = optimizer.make(trained, recipe.training)
+    before.load_state_dict(checkpoint["optimizer_states"][0])
+    for key, network in networks.items():
+        end_latents(network)
+        checkpoint[key] = {PREFIX + name: value for name, value in network.state_dict().items()}
+    after = optimizer.make(trained, recipe.training)
+    optimizer.take_over(after, before)
+    checkpoint["optimizer_states"] = [after.state_dict()]
     checkpoint[KEY] = "ended"
-
-
-def _network(recipe: Recipe, state: Mapping[str, Tensor]) -> nn.Module:
-    latent = recipe.model.latent.model_copy(update={"init": "random"})  # about to be overwritten
-    network = build(recipe.model.model_copy(update={"latent": latent}))
-    network.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.items()})
-    return network
-
-
-def _end_in_optimizer(network: nn.Module, recipe: Recipe, state: dict[str, Any]) -> dict[str, Any]:
-    """End the latents of `network`; the state of its optimiser before -> the state after."""
-    before = optimizer.make(network, recipe.training)
-    before.load_state_dict(state)
-    known = {parameter: one for part in optimizer.parts(before) for parameter, one in part.state.items()}
-    end_latents(network)
-    after = optimizer.make(network, recipe.training)
-    for part in optimizer.parts(after):
-        for group in part.param_groups:
-            part.state.update({parameter: known[parameter] for parameter in group["params"] if parameter in known})
-    return after.state_dict()

@@ -64,6 +64,14 @@ def parts(optimizer: Optimizer) -> Sequence[Optimizer]:
     return optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
 
 
+def take_over(after: Optimizer, before: Optimizer) -> None:
+    """Give `after` what `before` knows of the parameters that both have."""
+    known = {parameter: state for part in parts(before) for parameter, state in part.state.items()}
+    for part in parts(after):
+        for group in part.param_groups:
+            part.state.update({parameter: known[parameter] for parameter in group["params"] if parameter in known})
+
+
 def _muon(network: nn.Module, groups: list[dict[str, Any]], training: Training) -> Optimizer:
     """Muon for the latent parameters that are matrices, Adam for all others."""
     shapes = matrix_shapes(network)
