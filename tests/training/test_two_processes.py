@@ -2,7 +2,7 @@
 
 Batch norm is what makes a difference by design: each process has the statistics of its own half. Here it runs on its
 running statistics, so that everything else (shares of the batches, augmentation, gradients, holistic tensors, logged
-figures, checkpoints) must agree, up to rounding.
+figures, checkpoints, latents that end on the way) must agree, up to rounding.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ TOLERANCE = 0.01
 """Of the way that training moved a parameter: a rounded activation near 0 may have another sign."""
 
 
-def test_two_processes_equal_one(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"epochs": 1}, {"epochs": 2, "latent_share": 0.5}])
+def test_two_processes_equal_one(options: Raw, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
     script, recipe = tmp_path / "train.py", tmp_path / "recipe.yaml"
     script.write_text(SCRIPT)
-    changes = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 1, "validation_batch_size": 4}
-    raw = {**raw_recipe, "training": {**raw_recipe["training"], **changes}}
+    changes = {"optimizer": "sgd", "learning_rate": 0.01, "validation_batch_size": 4}
+    raw = {**raw_recipe, "training": {**raw_recipe["training"], **changes, **options}}
     recipe.write_text(yaml.safe_dump(raw))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGNET_DATA": str(cifar_batches), "OMP_NUM_THREADS": "1"}
     for name, launch in (("one", ()), ("two", LAUNCH)):
@@ -50,14 +51,16 @@ def test_two_processes_equal_one(cifar_batches: Path, raw_recipe: Raw, tmp_path:
     start = build(recipe_of(raw).model).state_dict()
     one, two = (weights(tmp_path / name / "last.ckpt") for name in ("one", "two"))
     assert one.keys() == two.keys()
+    assert ("network.holistic" in "".join(one)) == ("latent_share" not in options)
     moved = 0
     for name, value in one.items():
         difference = (two[name].double() - value.double()).norm()
-        way = (value.double() - start[name.removeprefix("network.")].double()).norm()
+        way = (value.double() - start.get(name.removeprefix("network."), torch.zeros(())).double()).norm()
         assert difference <= TOLERANCE * way + 1e-6, name
         moved += bool(way > 1e-4)
     assert moved > len(one) / 3
-    rows = [read_epochs(tmp_path / name / EPOCHS_FILE)[0] for name in ("one", "two")]
-    assert rows[0]["step"] == rows[1]["step"] == "4"
-    assert float(rows[1]["train_loss"]) == pytest.approx(float(rows[0]["train_loss"]), rel=1e-3)
-    assert float(rows[1]["val_top1"]) == pytest.approx(float(rows[0]["val_top1"]), abs=3.4)  # one picture of 30
+    rows = [read_epochs(tmp_path / name / EPOCHS_FILE) for name in ("one", "two")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == ["4", "8"][: options["epochs"]]
+    for first, second in zip(*rows, strict=True):
+        assert float(second["train_loss"]) == pytest.approx(float(first["train_loss"]), rel=1e-3)
+        assert float(second["val_top1"]) == pytest.approx(float(first["val_top1"]), abs=3.4)  # one picture of 30
