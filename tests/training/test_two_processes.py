@@ -30,7 +30,8 @@ main()
 """
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TOLERANCE = 0.01
-"""Of the way that training moved a parameter: a rounded activation near 0 may have another sign."""
+"""Of the way that training moved a parameter (of weights that took the place of latents: of their own size): a rounded
+activation near 0 may have another sign."""
 
 
 @pytest.mark.parametrize("options", [{"epochs": 1}, {"epochs": 2, "latent_share": 0.5}])
