@@ -34,9 +34,7 @@ def small(**changes: Any) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["plain", "matrix", "tucker", "holistic"])
-@pytest.mark.parametrize(
-    "source", [{"real": True}, {"binarize": "activations"}, {"latent": LatentConfig(kind="tucker")}]
-)
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_network_starts_with_the_signs_of_another(kind: Any, source: Raw) -> None:
     theirs, ours = small(**source), small(latent=LatentConfig(kind=kind, init="random"))
     with torch.no_grad():
@@ -57,9 +55,21 @@ def test_a_network_starts_with_the_signs_of_another(kind: Any, source: Raw) -> N
     assert all(parameter.grad is not None for parameter in ours.parameters())
 
 
-def test_a_source_of_another_shape_is_refused() -> None:
+def test_an_rprelu_starts_as_the_prelu_of_its_source() -> None:
+    theirs, ours = small(activation="prelu").eval(), small(activation="rprelu").eval()
+    with torch.no_grad():
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.PReLU):
+                module.weight.uniform_(0, 1)
+    start_from(ours, theirs)
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("activation", ["prelu", "rprelu"])
+def test_a_source_of_another_shape_is_refused(activation: Any) -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.first\.2: has weights of shape .* the source has weights"):
-        start_from(small(), build(ResNetConfig(width=0.25)))
+        start_from(small(activation=activation), build(ResNetConfig(width=0.25)))
 
 
 def test_weights_of_the_first_stage_are_real_and_of_the_size_of_signs() -> None:
