@@ -17,7 +17,6 @@ from models.latent import (
     Latent,
     LatentConfig,
     PlainLatent,
-    RPReLU,
     assign_latents,
     reconstruct_once,
 )
@@ -49,8 +48,8 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
 
     `source` may be the real-valued twin, the first of two stages, or have another latent: the signs of each binary
     layer become those of the source's weights, decomposed anew, and their spread that of fresh weights, so that the
-    straight-through window is as open as at any start. Other parameters and statistics are copied where both have them;
-    an RPReLU takes the slopes of a PReLU in its place.
+    straight-through window is as open as at any start. Other parameters and statistics are copied where both have them
+    (so an RPReLU takes the slopes of a PReLU).
     Raises ValueError naming a layer that the source lacks or has in another shape.
     """
     config: NetworkConfig = network.config  # type: ignore[assignment]
@@ -62,15 +61,12 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
             if id(value) not in latent and name in theirs and theirs[name].shape == value.shape:
                 value.copy_(theirs[name])
         for name, layer in network.named_modules():
-            found = modules.get(name)
-            if isinstance(layer, RPReLU) and isinstance(found, nn.PReLU) and found.weight.shape == layer.slope.shape:
-                layer.slope.copy_(found.weight)
             if not isinstance(layer, BinaryConv2d | BinaryLinear):
                 continue
-            weight = _real_weight(found)
+            weight = _real_weight(modules.get(name))
             if weight is None or weight.shape != layer.latent.shape:
-                other = "no weights there" if weight is None else f"weights of shape {tuple(weight.shape)}"
-                raise ValueError(f"{name}: has weights of shape {layer.latent.shape}; the source has {other}")
+                found = "no weights there" if weight is None else f"weights of shape {tuple(weight.shape)}"
+                raise ValueError(f"{name}: has weights of shape {layer.latent.shape}; the source has {found}")
             layer.latent = PlainLatent(_as_fresh(weight))
     # Random factors would forget what was trained.
     network.holistic = assign_latents(network, config.latent.model_copy(update={"init": "decomposition"}))

@@ -142,14 +142,14 @@ class RPReLU(nn.Module):
     def __init__(self, channels: int, slope: float = 0.25) -> None:
         super().__init__()
         self.shift_in = nn.Parameter(torch.zeros(channels))
-        self.slope = nn.Parameter(torch.full((channels,), slope))
+        self.weight = nn.Parameter(torch.full((channels,), slope))  # named as in PReLU, from which it can start
         self.shift_out = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, ...] -> the same shape."""
         shape = (-1, *[1] * (x.ndim - 2))
         shifted = x - self.shift_in.to(x.dtype).reshape(shape)
-        return F.prelu(shifted, self.slope.to(x.dtype)) + self.shift_out.to(x.dtype).reshape(shape)
+        return F.prelu(shifted, self.weight.to(x.dtype)) + self.shift_out.to(x.dtype).reshape(shape)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

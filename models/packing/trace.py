@@ -382,17 +382,14 @@ class _Lowering:
         self._emit(node, g.Prelu, source, input=x)
 
     def _prelu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.PReLU | RPReLU)
+        slope: Tensor = module.weight
+        if slope.numel() == 1:
+            slope = slope.expand(self._channels(node.all_input_nodes[0]))
+        fields = {"slope": self._store(f"{source}.slope", slope)}
         if isinstance(module, RPReLU):
-            fields = {
-                name: self._store(f"{source}.{name}", getattr(module, name))
-                for name in ("slope", "shift_in", "shift_out")
-            }
-        else:
-            assert isinstance(module, nn.PReLU)
-            slope: Tensor = module.weight
-            if slope.numel() == 1:
-                slope = slope.expand(self._channels(node.all_input_nodes[0]))
-            fields = {"slope": self._store(f"{source}.slope", slope)}
+            for name in ("shift_in", "shift_out"):
+                fields[name] = self._store(f"{source}.{name}", getattr(module, name))
         self._emit(node, g.Prelu, source, input=x, **fields)
 
     def _max_pool(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:

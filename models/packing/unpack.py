@@ -168,10 +168,9 @@ class _Unpacking:
 
     def _prelu(self, op: g.Prelu) -> None:
         layer = self.network.get_submodule(op.source)
+        names = {"weight": op.slope} if isinstance(layer, nn.PReLU | RPReLU) else {}
         if isinstance(layer, RPReLU):
-            names = {"slope": op.slope, "shift_in": op.shift_in, "shift_out": op.shift_out}
-        else:
-            names = {"weight": op.slope} if isinstance(layer, nn.PReLU) else {}
+            names |= {"shift_in": op.shift_in, "shift_out": op.shift_out}
         for name, stored in names.items():
             if stored is not None:
                 self._copy(layer.get_parameter(name), self._read(stored), op)

@@ -83,6 +83,6 @@ def test_rprelu_is_a_shifted_prelu():
         for parameter in module.parameters():
             parameter.normal_()
     x = torch.randn(2, 3, 4, 4)
-    a, s, b = (p.detach()[:, None, None] for p in (module.shift_in, module.slope, module.shift_out))
+    a, s, b = (p.detach()[:, None, None] for p in (module.shift_in, module.weight, module.shift_out))
     z = x - a
     torch.testing.assert_close(module(x), torch.where(z >= 0, z, s * z) + b)

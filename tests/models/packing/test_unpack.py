@@ -57,7 +57,7 @@ def trained(config: NetworkConfig) -> nn.Module:
             elif isinstance(module, nn.PReLU):
                 module.weight.uniform_(-0.5, 0.5)
             elif isinstance(module, RPReLU):
-                module.slope.uniform_(-0.5, 0.5)
+                module.weight.uniform_(-0.5, 0.5)
                 module.shift_in.normal_(0, 0.2)
                 module.shift_out.normal_(0, 0.2)
         for name, parameter in network.named_parameters():
