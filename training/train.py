@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import subprocess
@@ -181,12 +183,15 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // local_world
+    distributed = local_world * nodes > 1
+    if distributed:
+        atexit.register(_leave_processes)
     return pl.Trainer(
         default_root_dir=folder,
         accelerator="auto",
         devices=local_world,
         num_nodes=nodes,
-        strategy="ddp" if local_world * nodes > 1 else "auto",
+        strategy="ddp" if distributed else "auto",
         precision=training.precision,
         max_epochs=training.epochs,
         accumulate_grad_batches=training.accumulate,
@@ -202,6 +207,16 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         use_distributed_sampler=False,
         benchmark=True,
     )
+
+
+def _leave_processes() -> None:
+    """End the process group while the interpreter lives.
+
+    A thread of gloo that drops its last tensor only after that aborts the process, and the run would count as failed.
+    """
+    gc.collect()  # Lightning's Trainer and its module, which refer to each other, hold the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def fit_to_data(recipe: Recipe, dataset: Dataset | PoseDataset) -> Recipe:
@@ -290,5 +305,6 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec.*",
+        ".*sync_dist=True.*",  # shares of the weights, which all processes have alike
     ):
         warnings.filterwarnings("ignore", message=message)

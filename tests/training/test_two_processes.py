@@ -2,7 +2,8 @@
 
 Batch norm is what makes a difference by design: each process has the statistics of its own half. Here it runs on its
 running statistics, so that everything else (shares of the batches, augmentation, gradients, holistic tensors, logged
-figures, checkpoints, latents that end on the way) must agree, up to rounding.
+figures, checkpoints, latents that end on the way) must agree, up to rounding. And the processes end their group before
+they end themselves: a thread of gloo that outlives the interpreter aborts the process now and then.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from training.reporting import EPOCHS_FILE, read_epochs
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
+import atexit, os
+from pathlib import Path
 from torch import nn
 from torch.nn.functional import batch_norm
 nn.BatchNorm2d.forward = lambda m, x: batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
+
+def check_threads():
+    if any(file.read_text().startswith("pt_gloo") for file in Path("/proc/self/task").glob("*/comm")):
+        print("threads of the process group outlive it", flush=True)
+        os._exit(3)
+
+atexit.register(check_threads)  # before training's own, so that it comes after it
 from training.commands import main
 main()
 """
