@@ -106,6 +106,7 @@ def train(
         if not fitted.latents_due or fitted.signal is not None:
             break
         checkpoint = folder / LAST
+    atexit.register(_leave_processes)
     best = None if fitted.best is None else folder / BEST
     metrics = {name: float(value) for name, value in fitted.trainer.callback_metrics.items()}
     if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
@@ -183,15 +184,12 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // local_world
-    distributed = local_world * nodes > 1
-    if distributed:
-        atexit.register(_leave_processes)
     return pl.Trainer(
         default_root_dir=folder,
         accelerator="auto",
         devices=local_world,
         num_nodes=nodes,
-        strategy="ddp" if distributed else "auto",
+        strategy="ddp" if local_world * nodes > 1 else "auto",
         precision=training.precision,
         max_epochs=training.epochs,
         accumulate_grad_batches=training.accumulate,
@@ -210,12 +208,12 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
 
 
 def _leave_processes() -> None:
-    """End the process group while the interpreter lives.
+    """End the process group, if there is one, while the interpreter lives.
 
     A thread of gloo that drops its last tensor only after that aborts the process, and the run would count as failed.
     """
-    gc.collect()  # Lightning's Trainer and its module, which refer to each other, hold the group
     if torch.distributed.is_initialized():
+        gc.collect()  # Lightning's Trainer and its module, which refer to each other, hold the group
         torch.distributed.destroy_process_group()
 
 
