@@ -23,7 +23,7 @@ from training.reporting import EPOCHS_FILE, read_epochs
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-import atexit, os
+import atexit, os, sys
 from pathlib import Path
 from torch import nn
 from torch.nn.functional import batch_norm
@@ -31,7 +31,7 @@ nn.BatchNorm2d.forward = lambda m, x: batch_norm(x, m.running_mean, m.running_va
 
 def check_threads():
     if any(file.read_text().startswith("pt_gloo") for file in Path("/proc/self/task").glob("*/comm")):
-        print("threads of the process group outlive it", flush=True)
+        print("threads of the process group outlive it", file=sys.stderr, flush=True)
         os._exit(3)
 
 atexit.register(check_threads)  # before training's own, so that it comes after it
