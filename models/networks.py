@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Mapping, Sequence
+from math import isclose, prod
 from typing import Annotated
 
 import torch
@@ -23,6 +23,9 @@ from models.latent import (
 from models.resnet import ResNet, ResNetConfig
 
 NetworkConfig = Annotated[ResNetConfig | HourglassConfig, Field(discriminator="architecture")]
+
+DISTANCES = (0.1, 1.9)
+"""How far from 0 the copies of a weight are put, in its own distance: near enough to part soon, none at 0 itself."""
 
 
 def build(config: NetworkConfig) -> nn.Module:
@@ -44,30 +47,46 @@ def restore(config: NetworkConfig, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def start_from(network: nn.Module, source: nn.Module) -> None:
-    """Give `network` (of `build`) the weights of `source`, a trained network of the same shape.
+    """Give `network` (of `build`) the weights of `source`, a trained network of the same shape, or a narrower one.
 
     `source` may be the real-valued twin, the first of two stages, or have another latent: the signs of each binary
     layer become those of the source's weights, decomposed anew, and their spread that of fresh weights, so that the
     straight-through window is as open as at any start. Other parameters and statistics are copied where both have them
     (so an RPReLU takes the slopes of a PReLU).
+
+    If `network` has a whole number of times the source's width, it starts as the same function (Net2Net's wider
+    network, Chen et al. 2016): every channel stands there so many times over, and what reads them is divided by that
+    number. Copies that stay alike would be of no use; so each binary weight has its own distance from 0, drawn
+    at random, and after a few steps they have other signs. A binary layer takes the division in its learned scale; one
+    of scale `none` or `analytic` has none, and then the function is another.
+
     Raises ValueError naming a layer that the source lacks or has in another shape.
     """
     config: NetworkConfig = network.config  # type: ignore[assignment]
     modules = dict(source.named_modules())
     latent = {id(p) for module in network.modules() if isinstance(module, Latent) for p in module.parameters()}
     theirs = source.state_dict()
+    copies = _copies(config, source.config)  # type: ignore[arg-type]
     with torch.no_grad():
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if id(value) not in latent and name in theirs and theirs[name].shape == value.shape:
-                value.copy_(theirs[name])
+            if id(value) in latent or name not in theirs:
+                continue
+            start = _widened(theirs[name], value.shape, copies)
+            if start is not None:
+                value.copy_(start)
         for name, layer in network.named_modules():
             if not isinstance(layer, BinaryConv2d | BinaryLinear):
                 continue
             weight = _real_weight(modules.get(name))
-            if weight is None or weight.shape != layer.latent.shape:
+            start = None if weight is None else _widened(weight, layer.latent.shape, copies)
+            if start is None:
                 found = "no weights there" if weight is None else f"weights of shape {tuple(weight.shape)}"
                 raise ValueError(f"{name}: has weights of shape {layer.latent.shape}; the source has {found}")
-            layer.latent = PlainLatent(_as_fresh(weight))
+            if copies > 1:
+                start = start * torch.empty_like(start).uniform_(*DISTANCES)
+                if f"{name}.scale.alpha" in theirs:
+                    layer.scale.get_parameter("alpha").div_(copies)
+            layer.latent = PlainLatent(_as_fresh(start))
     # Random factors would forget what was trained.
     network.holistic = assign_latents(network, config.latent.model_copy(update={"init": "decomposition"}))
 
@@ -90,6 +109,25 @@ def _as_fresh(weight: Tensor) -> Tensor:
     """W [out, ...] with the root mean square of fresh weights (He et al. 2015)."""
     spread: float = (2 / prod(weight.shape[1:])) ** 0.5
     return weight * (spread / weight.square().mean().sqrt().clamp_min(1e-12))
+
+
+def _copies(ours: NetworkConfig, theirs: NetworkConfig) -> int:
+    """How many times wider our network is; 1 if that is no whole number."""
+    times = round(ours.width / theirs.width)
+    return times if times > 1 and isclose(times * theirs.width, ours.width) else 1
+
+
+def _widened(value: Tensor, shape: Sequence[int], copies: int) -> Tensor | None:
+    """`value` with each element `copies` times in a row along the dimensions in which `shape` is that much larger.
+
+    None if that does not give `shape`. A weight's inputs are divided by their copies, so that its sums stay.
+    """
+    if value.ndim != len(shape):
+        return None
+    for dim, (ours, theirs) in enumerate(zip(shape, value.shape, strict=True)):
+        if ours == copies * theirs and copies > 1:
+            value = value.repeat_interleave(copies, dim) / (copies if dim == 1 else 1)
+    return value if value.shape == tuple(shape) else None
 
 
 def _real_weight(module: nn.Module | None) -> Tensor | None:

@@ -140,7 +140,8 @@ class Training(_Part):
     warmup_share : share of the run in which the rate rises; linear from 1/25 where the schedule is not `onecycle`.
     start_from : a checkpoint of a network of the same shape whose weights are the start: the real-valued twin
         (`model.real`), the first of two stages (`model.binarize: activations`), or another latent; or a packed model,
-        which keeps no more than the signs: each W is then as far from 0 as the others of its layer.
+        which keeps no more than the signs: each W is then as far from 0 as the others of its layer. Of either a
+        narrower one will do, if `model.width` is a whole number of times its width: training starts as its function.
     teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's.
     distillation_weight : the teacher's share of the loss.
     distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).

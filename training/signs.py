@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ FLIPPED, DEAD = "flipped_share", "dead_share"
 Packed = dict[str, Tensor]
 
 
-def latent_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def latent_weights(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Name and W of every binary layer, [out, ...], detached; holistic tensors are reconstructed once."""
     with torch.no_grad(), reconstruct_once(network.modules()):
-        for name, layer in binary_layers(network).items():
-            yield name, layer.latent.to_tensor()
+        return [(name, layer.latent.to_tensor().detach()) for name, layer in binary_layers(network).items()]
 
 
 def binary_layers(network: nn.Module) -> dict[str, BinaryConv2d | BinaryLinear]:

@@ -277,8 +277,16 @@ def test_a_holistic_tensor_is_reconstructed_once_to_look_at_it(monkeypatch: pyte
     net, calls = network("holistic"), []
     original = HolisticLatent.core_tensor
     monkeypatch.setattr(HolisticLatent, "core_tensor", lambda self: calls.append(1) or original(self))
-    assert len(list(latent_weights(net))) == 16
+    assert len(latent_weights(net)) == 16
     assert len(calls) == len([m for m in net.modules() if isinstance(m, HolisticLatent)])
+
+
+def test_looking_at_weights_leaves_gradients_on() -> None:
+    net = network("plain")
+    for _ in zip(latent_weights(net), latent_weights(net), strict=True):
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert not any(weight.requires_grad for _, weight in latent_weights(net))
 
 
 def test_singular_values_against_numpy() -> None:

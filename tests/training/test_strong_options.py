@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.latent import BinaryConv2d, LatentConfig, ste_sign
+from models.hourglass import HourglassConfig
+from models.latent import BinaryConv2d, LatentConfig, PlainLatent, ste_sign
 from models.networks import build, start_from
 from models.packing.pack import PackingError, pack_checkpoint
 from models.resnet import ResNetConfig
@@ -31,6 +32,31 @@ def network_of(path: Path) -> torch.nn.Module:
 
 def small(**changes: Any) -> torch.nn.Module:
     return build(ResNetConfig(width=0.125, **changes))
+
+
+def trained_a_little(network: torch.nn.Module) -> torch.nn.Module:
+    """With statistics, gains, slopes and distances of W that no fresh network has; in evaluation mode."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_()
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+            elif isinstance(module, torch.nn.PReLU):
+                module.weight.uniform_(0, 1)
+            elif isinstance(module, BinaryConv2d):  # none so near 0 that rounding decides its sign
+                module.latent = PlainLatent(module.binary_weight())
+    return network.eval()
+
+
+def same_signs(wide: torch.nn.Module, narrow: torch.nn.Module, times: int) -> bool:
+    """Whether each weight of `narrow` is `times` x `times` weights of its sign in `wide`."""
+    pairs = zip(latent_weights(wide), latent_weights(narrow), strict=True)
+    return all(
+        torch.equal(ours >= 0, (theirs >= 0).repeat_interleave(times, 0).repeat_interleave(times, 1))
+        for (_, ours), (_, theirs) in pairs
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "matrix", "tucker", "holistic"])
@@ -66,10 +92,48 @@ def test_an_rprelu_starts_as_the_prelu_of_its_source() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+WIDER = ({"scale": "channel"}, {"scale": "rank1"}, {"stem": "imagenet", "shortcut": "binary"})
+
+
+@pytest.mark.parametrize("kind", ["plain", "holistic"])
+@pytest.mark.parametrize("changes", WIDER)
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_wider_network_starts_as_the_same_function(changes: Raw, times: int, kind: Any) -> None:
+    config = ResNetConfig(width=0.125, **changes)
+    theirs = trained_a_little(build(config))
+    ours = build(config.model_copy(update={"width": 0.125 * times, "latent": LatentConfig(kind=kind)})).eval()
+    start_from(ours, theirs)
+    x = torch.randn(16, 3, 32, 32)
+    assert (ours(x) - theirs(x)).abs().median() < 1e-3 * theirs(x).std()
+    assert same_signs(ours, theirs, times)
+
+
+def test_copies_of_a_channel_are_told_apart() -> None:
+    """Copies of a weight have one sign and different sizes, so that the same step does not turn them all."""
+    theirs, ours = trained_a_little(small()), build(ResNetConfig(width=0.25)).eval()
+    start_from(ours, theirs)
+    for _, weight in latent_weights(ours):
+        first, second = weight[0::2], weight[1::2]
+        assert torch.equal(first >= 0, second >= 0)
+        assert (first / second).abs().log().std() > 0.5
+        assert weight.square().mean().sqrt() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=1e-3)
+
+
+def test_an_hourglass_starts_from_a_narrower_one() -> None:
+    config = HourglassConfig(width=32, depth=1, stacks=2, input_size=32, keypoints=3)
+    theirs, ours = trained_a_little(build(config)), build(config.model_copy(update={"width": 64})).eval()
+    start_from(ours, theirs)
+    x = torch.randn(4, 3, 32, 32)
+    for made, expected in zip(ours(x), theirs(x), strict=True):
+        assert (made - expected).abs().median() < 1e-3 * expected.std()
+
+
 @pytest.mark.parametrize("activation", ["prelu", "rprelu"])
 def test_a_source_of_another_shape_is_refused(activation: Any) -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.first\.2: has weights of shape .* the source has weights"):
         start_from(small(activation=activation), build(ResNetConfig(width=0.25)))
+    with pytest.raises(ValueError, match=r"blocks\.0\.first\.2: has weights of shape .* the source has weights"):
+        start_from(build(ResNetConfig(width=0.375)), build(ResNetConfig(width=0.25)))
 
 
 def test_weights_of_the_first_stage_are_real_and_of_the_size_of_signs() -> None:
@@ -201,7 +265,7 @@ def test_teachers_that_do_not_fit_are_named(
     folder = {**raw, "data": {"name": "imagefolder", "image_size": 32}}
     teacher = str(stages[0])
     other, missing = recipe_of(folder, batch_size=5, teacher=teacher), recipe_of(raw, start_from="none.ckpt")
-    wider = recipe_of(with_model(raw, width=0.25), start_from=teacher)
+    wider = recipe_of(with_model(raw, width=0.3), start_from=teacher)
     for recipe, root, message in (
         (other, picture_folder, r"training\.teacher: .*last\.ckpt: has another class_names than this run"),
         (missing, cifar_batches, r"none\.ckpt: no such checkpoint"),
