@@ -32,11 +32,11 @@ BUSY = 0.6
 
 
 def repository(folder: Path) -> dict[str, str]:
-    """Put the classifier that ships and a ResNet-18 for ImageNet's size into a folder; what each is, by its name."""
-    shutil.copytree(shipped_zoo() / "cifar10-resnet18", folder / "cifar10-resnet18")
+    """Put the small classifier that ships and a ResNet-18 for 224 px into a folder; what each is, by its name."""
+    shutil.copytree(shipped_zoo() / "cifar10-resnet18-half", folder / "cifar10-resnet18-half")
     write_resnet18(folder, "resnet18-224")
     return {
-        "cifar10-resnet18": "the model that ships, 32 x 32 px",
+        "cifar10-resnet18-half": "ResNet-18 at half width, 32 x 32 px",
         "resnet18-224": "ResNet-18, 224 x 224 px, 1000 classes",
     }
 
