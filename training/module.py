@@ -56,15 +56,15 @@ class NetworkModule(LightningModule):
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The network whose outputs are imitated: no part of this one, so no part of its checkpoints."""
+        """What is imitated, see `training.teacher.load_teacher`: no part of this network, nor of its checkpoints."""
         found: nn.Module | None = self.__dict__.get("_teacher")
         return found
 
     def on_fit_start(self) -> None:
-        """Read the recipe's teacher."""
-        path = self.recipe.training.teacher
-        if path is not None:
-            network = load_teacher(path, dict(self.hparams)).to(self.device)
+        """Read the recipe's teachers."""
+        paths = self.recipe.training.teacher
+        if paths:
+            network = load_teacher(paths, dict(self.hparams)).to(self.device)
             if self.recipe.training.channels_last:
                 network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.__dict__["_teacher"] = network

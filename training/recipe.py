@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.hourglass import HourglassConfig
 from models.networks import NetworkConfig
@@ -28,6 +28,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 EXPECTED = ", expected "
 SidePx = Annotated[int, Field(ge=8, le=4096)]
+
+
+def _listed(value: object) -> object:
+    """One value or none as a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list | tuple) else [value]
 
 
 class _Part(BaseModel):
@@ -142,7 +149,8 @@ class Training(_Part):
         (`model.real`), the first of two stages (`model.binarize: activations`), or another latent; or a packed model,
         which keeps no more than the signs: each W is then as far from 0 as the others of its layer. Of either a
         narrower one will do, if `model.width` is a whole number of times its width: training starts as its function.
-    teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's.
+    teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's, or a list
+        of them: then the mean of their outputs is learned (Hinton et al. 2015).
     distillation_weight : the teacher's share of the loss.
     distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).
     mixup_alpha : pairs of pictures are mixed by shares drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = never;
@@ -173,7 +181,7 @@ class Training(_Part):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     step_epochs: tuple[Positive, ...] = ()
     start_from: Path | None = None
-    teacher: Path | None = None
+    teacher: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
     distillation_weight: Share = 0.5
     distillation_temperature: Positive = 1.0
     mixup_alpha: NotNegative = 0.0

@@ -1,8 +1,8 @@
-"""Networks that a run learns from: the one whose weights it starts with, and the one whose outputs it imitates."""
+"""Networks that a run learns from: the one whose weights it starts with, and those whose outputs it imitates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,35 @@ PACKED = ".safetensors"
 MEANINGS = ("class_names", "keypoints", "input")
 
 
-def load_teacher(path: Path, parameters: dict[str, Any]) -> nn.Module:
-    """The network of a checkpoint, in evaluation mode, its parameters fixed.
+class Ensemble(nn.Module):
+    """Teachers as one: the mean of their outputs (logits, heatmaps)."""
 
-    `parameters` are the `hyper_parameters` of the run: its classes or keypoints, and its input, must be the teacher's.
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] -> the outputs of one teacher, float32."""
+        outputs = [teacher(x).float() for teacher in self.teachers]
+        return torch.stack(outputs).mean(0)
+
+
+def load_teacher(paths: Sequence[Path], parameters: dict[str, Any]) -> Ensemble:
+    """The networks of one or more checkpoints as one, in evaluation mode, their parameters fixed.
+
+    `parameters` are the `hyper_parameters` of the run: its classes or keypoints, and its input, must be the teachers'.
     Raises TrainingError naming the file.
     """
-    network, theirs = _load(path)
-    for name in MEANINGS:
-        if theirs.get(name) != parameters.get(name):
-            raise TrainingError(f"training.teacher: {path}: has another {name} than this run")
-    return network.requires_grad_(False)
+    networks = []
+    for path in paths:
+        network, theirs = _load(path)
+        for name in MEANINGS:
+            if theirs.get(name) != parameters.get(name):
+                raise TrainingError(f"training.teacher: {path}: has another {name} than this run")
+        networks.append(network)
+    teacher = Ensemble(networks).eval()
+    teacher.requires_grad_(False)
+    return teacher
 
 
 def start(network: nn.Module, path: Path, images: Callable[[], Tensor]) -> None:
@@ -72,7 +90,7 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def without_gradient(network: nn.Module, x: Tensor) -> Tensor:
-    """The outputs of a teacher."""
+    """The outputs of teachers."""
     with torch.no_grad():
         made: Tensor = network(x)
-        return made.float()
+        return made

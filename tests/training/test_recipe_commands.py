@@ -83,9 +83,11 @@ def test_the_strong_recipe_runs_from_the_teacher_to_the_packed_file(
     teacher, first = (recipe_in(tmp_path / "runs" / name / "last.ckpt") for name in ("teacher", "first"))
     assert teacher.model.real
     assert teacher.training.optimizer == "sgd"
-    assert teacher.training.teacher is teacher.training.start_from is None
+    assert teacher.training.start_from is None
+    assert teacher.training.teacher == ()
     assert first.model.binarize == "activations"
-    assert first.training.teacher == first.training.start_from == Path("runs/teacher/best.ckpt")
+    assert first.training.start_from == Path("runs/teacher/best.ckpt")
+    assert first.training.teacher == (first.training.start_from,)
     packed = tmp_path / "my-zoo" / "cifar10-resnet18-strong" / "1" / "model.safetensors"
     assert '"start_from":"runs/first/best.ckpt"' in read(packed).header.model_dump_json()
     ours, theirs = (evaluate(path, data_root=cifar_batches) for path in (packed, tmp_path / "runs/strong/best.ckpt"))

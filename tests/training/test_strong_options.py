@@ -27,7 +27,7 @@ SOURCES = ({"real": True}, {"binarize": "activations"}, {"latent": LatentConfig(
 
 def network_of(path: Path) -> torch.nn.Module:
     """The network of a checkpoint."""
-    return load_teacher(path, torch.load(path, weights_only=True)["hyper_parameters"])
+    return load_teacher([path], torch.load(path, weights_only=True)["hyper_parameters"]).teachers[0]
 
 
 def small(**changes: Any) -> torch.nn.Module:
@@ -197,7 +197,8 @@ def test_all_options_together_resume_exactly_and_pack(
     raw: Raw, stages: tuple[Path, Path], cifar_batches: Path, tmp_path: Path
 ) -> None:
     teacher, first = stages
-    options = {"start_from": str(first), "teacher": str(teacher), "mixup_alpha": 0.4, "ema_decay": 0.6, "epochs": 2}
+    teachers = [str(teacher), str(first)]
+    options = {"start_from": str(first), "teacher": teachers, "mixup_alpha": 0.4, "ema_decay": 0.6, "epochs": 2}
     options["optimizer"] = "muon"
     recipe = recipe_of(with_model(raw, weight_clamp=0.99), **options)
     whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole")
@@ -214,6 +215,16 @@ def test_all_options_together_resume_exactly_and_pack(
     for path in (whole.last, packed):
         found = evaluate(path, data_root=cifar_batches)
         assert found.top1 == pytest.approx(content["metrics"]["val_top1"], abs=3.4)  # one of 30 pictures
+
+
+def test_several_teachers_teach_the_mean_of_their_outputs(stages: tuple[Path, Path]) -> None:
+    parameters = torch.load(stages[0], weights_only=True)["hyper_parameters"]
+    x = torch.randn(4, 3, 32, 32)
+    together = load_teacher(stages, parameters)
+    expected = sum(network_of(path)(x) for path in stages) / 2
+    torch.testing.assert_close(together(x), expected)
+    assert not any(parameter.requires_grad for parameter in together.parameters())
+    assert not any(module.training for module in together.modules())
 
 
 def test_a_first_stage_cannot_be_packed(stages: tuple[Path, Path], tmp_path: Path) -> None:
@@ -266,11 +277,13 @@ def test_teachers_that_do_not_fit_are_named(
 ) -> None:
     folder = {**raw, "data": {"name": "imagefolder", "image_size": 32}}
     teacher = str(stages[0])
-    other, missing = recipe_of(folder, batch_size=5, teacher=teacher), recipe_of(raw, start_from="none.ckpt")
+    other, missing = recipe_of(folder, batch_size=5, teacher=[teacher]), recipe_of(raw, start_from="none.ckpt")
+    second = recipe_of(raw, teacher=[teacher, "gone.ckpt"])
     wider = recipe_of(with_model(raw, width=0.3), start_from=teacher)
     for recipe, root, message in (
         (other, picture_folder, r"training\.teacher: .*last\.ckpt: has another class_names than this run"),
         (missing, cifar_batches, r"none\.ckpt: no such checkpoint"),
+        (second, cifar_batches, r"gone\.ckpt: no such checkpoint"),
         (wider, cifar_batches, r"training\.start_from: .*: blocks\.0\.first\.2: has weights of shape"),
     ):
         with pytest.raises(TrainingError, match=message):

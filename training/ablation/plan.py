@@ -170,9 +170,12 @@ class Ablation:
     def baseline(self, arm: Arm) -> Arm | None:
         """The arm of `baseline` that is most like this one; None for such an arm itself, or without a baseline."""
         plain = {one.label: self.recipe(one.settings).plain() for one in self.arms}
+        wanted = self.recipe(self.config.baseline).plain()
 
         def is_baseline(one: Arm) -> bool:
-            return all(field_value(plain[one.label], name) == value for name, value in self.config.baseline.items())
+            return all(
+                field_value(plain[one.label], name) == field_value(wanted, name) for name in self.config.baseline
+            )
 
         candidates = [one for one in self.arms if is_baseline(one)]
         if not self.config.baseline or not candidates or is_baseline(arm):
@@ -195,8 +198,8 @@ def _shown(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "x".join(_text(one) for one in value)
+    if isinstance(value, tuple):
+        return "x".join(_text(one) for one in value) or "None"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

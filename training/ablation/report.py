@@ -171,4 +171,6 @@ def _short(name: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_text(one) for one in value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
