@@ -358,6 +358,8 @@ def _explain(mistake: dict[str, Any], source: str, overrides: Sequence[str]) -> 
     if kind == "value_error":
         prefix = f"{field}." if names else ""
         return f"{source}: {prefix}{message.removeprefix('Value error, ')}"
+    if kind == "path_type":
+        message = "a path"
     expected = message.removeprefix("Input should be ").removeprefix("Value should be ")
     hint = ""
     if kind == "literal_error":

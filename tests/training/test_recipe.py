@@ -55,6 +55,8 @@ MISTAKES = {
     "training: {epochs: 0}": "training.epochs: is 0, expected greater than or equal to 1",
     "training: {}": "training.epochs: is missing",
     "training: 3": "training: is 3, expected ",
+    "training: {epochs: 1, start_from: 3}": "training.start_from: is 3, expected a path",
+    "training: {epochs: 1, teacher: [a.ckpt, 3]}": "training.teacher.1: is 3, expected a path",
     "training: {epochs: 1, optimizer: adan}": (
         "training.optimizer: is 'adan', expected 'adam', 'adamw', 'muon', 'rmsprop' or 'sgd'; did you mean adam?"
     ),
