@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from training.data.loaders import Batch
 from training.module import NetworkModule
-from training.teacher import imitation, without_gradient
+from training.teacher import imitation
 
 MIXUP_STREAM = 1
 
@@ -59,7 +59,7 @@ class Classifier(NetworkModule):
             if weight > 0
         )
         if self.teacher is not None:
-            apart = imitation(logits, without_gradient(self.teacher, x), training.distillation_temperature)
+            apart = imitation(logits, self.teacher(x), training.distillation_temperature)
             loss = (1 - training.distillation_weight) * loss + training.distillation_weight * apart
         assert isinstance(loss, Tensor)
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()

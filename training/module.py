@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from models.networks import build, end_latents
@@ -16,7 +16,7 @@ from models.packing.file import InputSpec
 from models.quantized import set_pixels
 from training import latent_phase, optimizer, schedule
 from training.recipe import Recipe, check_recipe
-from training.teacher import load_teacher
+from training.teacher import Ensemble, load_teacher
 
 
 class NetworkModule(LightningModule):
@@ -55,9 +55,9 @@ class NetworkModule(LightningModule):
         self.register_buffer("pixel_shift", (-mean / std).reshape(3, 1, 1), persistent=False)
 
     @property
-    def teacher(self) -> nn.Module | None:
+    def teacher(self) -> Ensemble | None:
         """What is imitated, see `training.teacher.load_teacher`: no part of this network, nor of its checkpoints."""
-        found: nn.Module | None = self.__dict__.get("_teacher")
+        found: Ensemble | None = self.__dict__.get("_teacher")
         return found
 
     def on_fit_start(self) -> None:

@@ -22,12 +22,13 @@ MEANINGS = ("class_names", "keypoints", "input")
 
 
 class Ensemble(nn.Module):
-    """Teachers as one: the mean of their outputs (logits, heatmaps)."""
+    """Teachers as one: the mean of their outputs (logits, heatmaps), without gradient."""
 
     def __init__(self, teachers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.teachers = nn.ModuleList(teachers)
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] -> the outputs of one teacher, float32."""
         outputs = [teacher(x).float() for teacher in self.teachers]
@@ -87,10 +88,3 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as error:
         raise TrainingError(f"{path}: state_dict: {str(error).splitlines()[0]}") from error
     return network, parameters
-
-
-def without_gradient(network: nn.Module, x: Tensor) -> Tensor:
-    """The outputs of teachers."""
-    with torch.no_grad():
-        made: Tensor = network(x)
-        return made

@@ -194,13 +194,14 @@ class Ablation:
 
 def _shown(recipe: Recipe, names: Sequence[str]) -> list[str]:
     plain = recipe.plain()
-    return [_text(field_value(plain, name)) for name in names]
+    return [as_text(field_value(plain, name)) or "None" for name in names]
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A field's value in a few characters: of ranks `64x64x3x3`, of None and of an empty list nothing."""
     if isinstance(value, tuple):
-        return "x".join(_text(one) for one in value) or "None"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return "x".join(as_text(one) for one in value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def field_value(plain: Mapping[str, Any], name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from training.ablation.plan import Ablation, Arm, field_value
+from training.ablation.plan import Ablation, Arm, as_text, field_value
 from training.ablation.spectrum import rank_share
 from training.ablation.work import Result, Tuned, tuned
 from training.reporting import EPOCHS_FILE, SHOWN, read_epochs
@@ -95,9 +95,9 @@ def markdown(ablation: Ablation, found: Finals, chosen: Tuned) -> str:
 
 def _row(ablation: Ablation, arm: Arm, fields: Sequence[str], found: Finals, chosen: Tuned) -> list[str]:
     plain = ablation.recipe(arm.settings).plain()
-    cells = [_text(field_value(plain, name)) for name in fields]
+    cells = [as_text(field_value(plain, name)) for name in fields]
     if ablation.config.tune is not None:
-        cells.append(_text(chosen.get(ablation.key(arm))))
+        cells.append(as_text(chosen.get(ablation.key(arm))))
     runs, metric = found[arm.label], ablation.metric
     cells += [str(len(runs)), _spread([run.result.metrics[metric] for run in runs])]
     baseline = ablation.baseline(arm)
@@ -125,9 +125,9 @@ def _result_rows(ablation: Ablation, found: Finals, chosen: Tuned) -> Iterable[d
     tune = ablation.config.tune
     for arm in ablation.arms:
         plain = ablation.recipe(arm.settings).plain()
-        settings = {name: _text(field_value(plain, name)) for name in ablation.fields}
+        settings = {name: as_text(field_value(plain, name)) for name in ablation.fields}
         if tune is not None:
-            settings[tune.field] = _text(chosen.get(ablation.key(arm)))
+            settings[tune.field] = as_text(chosen.get(ablation.key(arm)))
         for run in found[arm.label]:
             yield {"arm": arm.label, **settings, "seed": run.seed, **run.figures}
 
@@ -142,9 +142,9 @@ def _search_rows(ablation: Ablation, output: Path, chosen: Tuned) -> Iterable[di
                 result = Result.read(output / run.folder)
                 if result is None:
                     continue
-                settings = {name: _text(one) for name, one in zip(tune.by, key, strict=True)}
+                settings = {name: as_text(one) for name, one in zip(tune.by, key, strict=True)}
                 mark = {"chosen": "yes" if chosen.get(key) == value else ""}
-                yield {**settings, tune.field: _text(value), "seed": seed, **mark, **_figures(result)}
+                yield {**settings, tune.field: as_text(value), "seed": seed, **mark, **_figures(result)}
 
 
 def _figures(result: Result) -> dict[str, str]:
@@ -168,9 +168,3 @@ def _line(cells: Sequence[str]) -> str:
 def _short(name: str) -> str:
     """`model.latent.kind` as a column's head: `latent kind`."""
     return name.removeprefix("model.").removeprefix("training.").replace(".", " ").replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(_text(one) for one in value)
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,6 @@ from training.pose.config import PoseData
 from training.pose.loaders import PoseBatch
 from training.pose.metrics import PoseScores, score
 from training.pose.people import PoseDataset
-from training.teacher import without_gradient
 
 
 class PoseEstimator(NetworkModule):
@@ -68,7 +67,7 @@ class PoseEstimator(NetworkModule):
         predicted = self(batch.images)
         loss = self.loss(predicted, batch)
         if self.teacher is not None:
-            imitated = without_gradient(self.teacher, self.normalised(batch.images))
+            imitated = self.teacher(self.normalised(batch.images))
             everything = torch.ones_like(batch.visible)
             apart = torch.stack([heatmaps.loss(each, imitated, everything) for each in predicted]).sum()
             share = self.recipe.training.distillation_weight
