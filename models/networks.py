@@ -14,9 +14,12 @@ from models.hourglass import HourglassConfig, StackedHourglass
 from models.latent import (
     BinaryConv2d,
     BinaryLinear,
+    HolisticLatent,
     Latent,
     LatentConfig,
+    MatrixLatent,
     PlainLatent,
+    TuckerLatent,
     assign_latents,
     reconstruct_once,
 )
@@ -103,6 +106,26 @@ def end_latents(network: nn.Module) -> None:
     for layer, weight in zip(layers, weights, strict=True):
         layer.latent = PlainLatent(weight)
     network.holistic = nn.ModuleDict()
+
+
+def renew_latents(network: nn.Module) -> list[nn.Parameter]:
+    """Decompose W of each binary layer anew, in place, with the spread of fresh weights.
+
+    Steps through factors make them ever more unequal, and W with them: large, and nearly low in rank. Afterwards
+    factors are orthonormal, as at the start of training, and the signs are those of before (where a rank is cut in the
+    mode of the layers, as near to them as it allows). Plain weights get the spread alone.
+
+    Returns the latent parameters, all of which have changed.
+    """
+    changed: list[nn.Parameter] = []
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, PlainLatent | MatrixLatent | TuckerLatent):
+                weight = module.to_tensor()
+                holistic = isinstance(module, HolisticLatent)
+                module.decompose(torch.stack([_as_fresh(one) for one in weight]) if holistic else _as_fresh(weight))
+                changed += module.parameters()
+    return changed
 
 
 def _as_fresh(weight: Tensor) -> Tensor:

@@ -72,6 +72,13 @@ def take_over(after: Optimizer, before: Optimizer) -> None:
             part.state.update({parameter: known[parameter] for parameter in group["params"] if parameter in known})
 
 
+def forget(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Have `optimizer` know nothing of these parameters, as before its first step."""
+    for part in parts(optimizer):
+        for parameter in parameters:
+            part.state.pop(parameter, None)
+
+
 def _muon(network: nn.Module, groups: list[dict[str, Any]], training: Training) -> Optimizer:
     """Muon for the latent parameters that are matrices, Adam for all others."""
     shapes = matrix_shapes(network)

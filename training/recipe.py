@@ -139,6 +139,8 @@ class Training(_Part):
     latent_learning_rate_scale : multiplies the rate of latent parameters (factors, cores, plain weights).
     latent_share : share of the run, rounded to whole epochs, in which W is reconstructed from its latent; from then on
         W itself is trained, from the same signs. 1 = all of it.
+    renew_latents_every : after so many steps W is decomposed anew, with the spread of fresh weights, and the optimiser
+        begins anew with its factors; none = never.
     weight_decay : of real weights; parameters that are vectors (batch norm, scales, slopes) get none.
     latent_weight_decay : of latent parameters: decay shrinks W and with it the distance to a change of sign.
     schedule : `onecycle` rises from 1/25 of the rate and falls to nothing along cosines, Adam's first beta moving
@@ -175,6 +177,7 @@ class Training(_Part):
     learning_rate: Positive = 2e-3
     latent_learning_rate_scale: Positive = 1.0
     latent_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    renew_latents_every: Annotated[int, Field(ge=1)] | None = None
     weight_decay: NotNegative = 0.0
     latent_weight_decay: NotNegative = 0.0
     schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
@@ -201,6 +204,8 @@ class Training(_Part):
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.schedule == "step" and not self.step_epochs:
             raise ValueError("step_epochs: needed by schedule 'step', such as [30, 60]")
+        if self.renew_latents_every and self.ema_decay:
+            raise ValueError("renew_latents_every: factors of before and after cannot be averaged; needs ema_decay 0")
         return self
 
 

@@ -27,6 +27,7 @@ from training.data import catalog
 from training.data.dataset import Dataset
 from training.data.module import ClassificationData, RecipeData
 from training.errors import TrainingError
+from training.latent_renewal import LatentRenewal
 from training.module import NetworkModule
 from training.pose.config import PoseData
 from training.pose.data import PeopleData
@@ -142,6 +143,8 @@ def _fit(
     own: list[pl.Callback] = [ValidateAtEnd(), SignStatistics(), reporter, checkpoints]
     if recipe.training.ema_decay:
         own.insert(0, EMAWeightAveraging(decay=recipe.training.ema_decay))
+    if recipe.training.renew_latents_every:
+        own.insert(0, LatentRenewal(recipe.training.renew_latents_every))
     trainer = make_trainer(recipe, folder, [*callbacks, *own])
     number = None
     try:

@@ -44,7 +44,9 @@ TOLERANCE = 0.01
 activation near 0 may have another sign."""
 
 
-@pytest.mark.parametrize("options", [{"epochs": 1}, {"epochs": 2, "latent_share": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"epochs": 1}, {"epochs": 2, "latent_share": 0.5}, {"epochs": 1, "renew_latents_every": 2}]
+)
 def test_two_processes_equal_one(options: Raw, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
     script, recipe = tmp_path / "train.py", tmp_path / "recipe.yaml"
     script.write_text(SCRIPT)
