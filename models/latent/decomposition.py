@@ -93,21 +93,31 @@ class MatrixLatent(Latent):
         super().__init__(weight.shape)
         matrix = weight.detach().reshape(weight.shape[0], -1)
         rows, columns = matrix.shape
-        r = matrix_rank(min(rows, columns), rank)
+        full = min(rows, columns)
+        r = matrix_rank(full, rank)
         if init == "random":
             u, v = torch.randn(rows, r).to(matrix), torch.randn(columns, r).to(matrix)
             gain = (_spread(matrix) / _spread(u @ v.T)).sqrt()
             u, v, s = u * gain, v * gain, matrix.new_ones(r)
         else:
-            u, s, v = _factors(matrix, r)
+            u, s, v = _svd(matrix, min(r, full))
+            surplus = r - u.shape[1]
+            if surplus > 0:
+                u = torch.cat([u, torch.randn(rows, surplus).to(u) / rows**0.5], dim=1)
+                v = torch.cat([v, torch.randn(columns, surplus).to(v) / columns**0.5], dim=1)
+                s = torch.cat([s, s.new_zeros(surplus)])
         self.u, self.s, self.v = nn.Parameter(u), nn.Parameter(s), nn.Parameter(v)
 
     def decompose(self, weight: Tensor) -> None:
-        """Take the factors of `weight`, of `self.shape`, in place; cut off to `rank`."""
+        """Take the factors of `weight`, of `self.shape`, in place; cut off to `rank`.
+
+        Columns beyond the full rank stay as they are, with s = 0.
+        """
+        matrix = weight.detach().reshape(weight.shape[0], -1)
         with torch.no_grad():
-            found = _factors(weight.detach().reshape(weight.shape[0], -1), self.rank)
-            for parameter, value in zip((self.u, self.s, self.v), found, strict=True):
-                parameter.copy_(value)
+            u, s, v = _svd(matrix, min(self.rank, *matrix.shape))
+            self.s.zero_()
+            self.u[:, : len(s)], self.s[: len(s)], self.v[:, : len(s)] = u, s, v
 
     @property
     def rank(self) -> int:
@@ -279,16 +289,6 @@ def _full_precision(parameter: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast on the parameter's device."""
     device = parameter.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U [m, r], s [r], V [n, r] of a matrix; what `rank` exceeds the full one by is random, with s = 0."""
-    u, s, v = _svd(matrix, min(rank, *matrix.shape))
-    surplus = rank - len(s)
-    if surplus:
-        u, v = (torch.cat([one, torch.randn(len(one), surplus).to(one) / len(one) ** 0.5], dim=1) for one in (u, v))
-        s = torch.cat([s, s.new_zeros(surplus)])
-    return u, s, v
 
 
 def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,11 +106,14 @@ def test_a_run_renews_every_so_many_steps(
         ("train", 1, 1, {"optimizer": "muon"}),
         ("train", 1, 2, {"accumulate": 2}),
         ("train", 1, 0, {"latent_share": 0.5}),
+        ("train", 0, 3, {"latent": {"kind": "matrix", "rank": 2.0}}),  # columns that no decomposition gives
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     where: str, epoch: int, batch: int, changes: Raw, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
 ) -> None:
+    changes = dict(changes)
+    raw_recipe = with_model(raw_recipe, latent=changes.pop("latent", raw_recipe["model"]["latent"]))
     recipe = recipe_of(raw_recipe, epochs=2, renew_latents_every=3, **changes)
     whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole")
     with signal_at(where, epoch, batch):
