@@ -72,14 +72,9 @@ def test_the_optimiser_forgets_the_latents_alone(name: str, raw_recipe: Raw) -> 
     assert {parameter for part in optimizer.parts(steps) for parameter in part.state} == set(network.parameters())
 
 
-@pytest.mark.parametrize(("accumulate", "expected"), [(1, [3, 6]), (2, [3, 6])])
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_renews_every_so_many_steps(
-    accumulate: int,
-    expected: list[int],
-    cifar_batches: Path,
-    raw_recipe: Raw,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    accumulate: int, cifar_batches: Path, raw_recipe: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     original = optimizer.forget
@@ -94,7 +89,7 @@ def test_a_run_renews_every_so_many_steps(
     recipe = recipe_of(raw_recipe, epochs=2, renew_latents_every=3, accumulate=accumulate)
     training.train(recipe, data_root=cifar_batches, output=tmp_path)
     assert [row["step"] for row in read_epochs(tmp_path / EPOCHS_FILE)] == ["4", "8"]
-    assert seen == expected
+    assert seen == [3, 6]
 
 
 @pytest.mark.parametrize(
