@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isclose, prod
+from math import isclose
 from typing import Annotated
 
 import torch
@@ -21,6 +21,7 @@ from models.latent import (
     PlainLatent,
     TuckerLatent,
     assign_latents,
+    fresh_spread,
     reconstruct_once,
 )
 from models.resnet import ResNet, ResNetConfig
@@ -129,9 +130,8 @@ def renew_latents(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _as_fresh(weight: Tensor) -> Tensor:
-    """W [out, ...] with the root mean square of fresh weights (He et al. 2015)."""
-    spread: float = (2 / prod(weight.shape[1:])) ** 0.5
-    return weight * (spread / weight.square().mean().sqrt().clamp_min(1e-12))
+    """W [out, ...] with the spread of fresh weights."""
+    return weight * (fresh_spread(weight.shape) / weight.square().mean().sqrt().clamp_min(1e-12))
 
 
 def _copies(ours: NetworkConfig, theirs: NetworkConfig) -> int:

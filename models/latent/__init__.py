@@ -16,7 +16,7 @@ from models.latent.decomposition import (
     PlainLatent,
     TuckerLatent,
 )
-from models.latent.layers import BinaryConv2d, BinaryLinear, RPReLU
+from models.latent.layers import BinaryConv2d, BinaryLinear, RPReLU, fresh_spread
 from models.latent.scale import ScaleKind
 from models.latent.sign import Sign, SteKind, ste_sign
 
@@ -35,6 +35,7 @@ __all__ = [
     "SteKind",
     "TuckerLatent",
     "assign_latents",
+    "fresh_spread",
     "reconstruct_once",
     "ste_sign",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log, prod
 
 import torch
@@ -13,6 +14,15 @@ from models.latent.scale import OutputScale, ScaleKind, analytic_scale
 from models.latent.sign import SteKind, ste_sign
 
 SMALLEST_SIZE = 1e-12
+
+
+def fresh_spread(shape: Sequence[int]) -> float:
+    """Root mean square of a layer's fresh weights, W of `shape` [out, ...] (He et al. 2015).
+
+    It keeps the variance of a real network's signal, and lies well inside the STE window |W| < 1.
+    """
+    spread: float = (2 / prod(shape[1:])) ** 0.5
+    return spread
 
 
 class _BinaryLayer(nn.Module):
@@ -32,8 +42,7 @@ class _BinaryLayer(nn.Module):
         real_weights: bool = False,
     ) -> None:
         super().__init__()
-        # Kaiming: the variance that keeps a real network's signal, and well inside the STE window |W| < 1.
-        weight = torch.randn(shape) * (2 / prod(shape[1:])) ** 0.5
+        weight = torch.randn(shape) * fresh_spread(shape)
         self.latent: Latent = PlainLatent(weight)
         self.scale = OutputScale(weight, scale, output_size)
         self.ste: SteKind = ste

@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from models.networks import build
 from models.resnet import ResNetConfig
 from training.ablation.plan import Ablation
 from training.ablation.report import markdown
-from training.ablation.spectrum import effective_rank, singular_values
+from training.ablation.spectrum import StepStatistics, effective_rank, singular_values
 from training.ablation.work import RESULT_FILE, Result, tuned, work
 from training.commands import commands
 from training.errors import TrainingError
@@ -154,7 +155,8 @@ def test_runs_are_trained_once_and_leave_tables_and_plots(
     for folder in folders:
         found = Result.read(folder)
         assert found is not None
-        assert {"val_top1", "train_loss", "flipped_share", "dead_share"} <= found.metrics.keys()
+        wanted = {"val_top1", "train_loss", "flipped_share", "dead_share", "step_rank", "weight_spread"}
+        assert wanted <= found.metrics.keys()
         spectrum = json.loads((folder / "singular_values.json").read_text())
         assert spectrum["before"].keys() == spectrum["after"].keys()
         assert not list(folder.glob("*.ckpt"))
@@ -165,8 +167,9 @@ def test_runs_are_trained_once_and_leave_tables_and_plots(
     assert [(folder / RESULT_FILE).stat().st_mtime_ns for folder in folders] == times
 
 
+@pytest.mark.parametrize("stop", [5, 7])  # before and after the half of the second epoch of four steps
 def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
-    ablation_of: Callable[..., Ablation], cifar_batches: Path, tmp_path: Path
+    stop: int, ablation_of: Callable[..., Ablation], cifar_batches: Path, tmp_path: Path
 ) -> None:
     from lightning.pytorch import Callback
 
@@ -178,7 +181,7 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 5:  # in the second epoch
+            if trainer.global_step == stop:
                 next(c for c in trainer.callbacks if isinstance(c, Checkpoints)).receive(15)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -188,7 +191,7 @@ def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(
     assert work(ablation, tmp_path / "parts", cifar_batches) is None
     (whole,) = (tmp_path / "whole").glob("*/epochs.csv")
     (parts,) = (tmp_path / "parts").glob("*/epochs.csv")
-    columns = ("epoch", "val_top1", "flipped_share", "dead_share")
+    columns = ("epoch", "val_top1", "flipped_share", "dead_share", "step_rank", "weight_spread")
     tables = [[[row[name] for name in columns] for row in csv.DictReader(path.open())] for path in (whole, parts)]
     assert tables[0] == tables[1]
     spectra = [json.loads(path.with_name("singular_values.json").read_text()) for path in (whole, parts)]
@@ -287,6 +290,34 @@ def test_looking_at_weights_leaves_gradients_on() -> None:
         assert torch.is_grad_enabled()
     assert torch.is_grad_enabled()
     assert not any(weight.requires_grad for _, weight in latent_weights(net))
+
+
+def test_rank_of_a_step_and_spread_of_weights_by_hand() -> None:
+    module, callback = Module(network("plain")), StepStatistics()
+    weights = dict(latent_weights(module.network))
+    trainer = SimpleNamespace(num_training_batches=5, accumulate_grad_batches=2, global_step=0)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.copy_(torch.full_like(weight, 3 * (2 / weight[0].numel()) ** 0.5))  # of thrice the fresh spread
+
+    def step() -> None:
+        callback.on_before_optimizer_step(trainer, module, None)  # type: ignore[arg-type]
+        with torch.no_grad():
+            last = list(weights.values())[-1].flatten(1)
+            last[:4, :4] += 0.1 * torch.eye(4)  # four directions alike
+        trainer.global_step += 1
+        callback.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+        callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+
+    step()
+    assert module.logged == {}
+    step()  # the second of three, halfway through the epoch
+    full = len(list(weights.values())[-1])
+    assert module.logged["step_rank"] == pytest.approx(100 * 4 / full / len(weights), rel=1e-3)
+    assert module.logged["weight_spread"] == pytest.approx(3, rel=1e-2)
+    before = dict(module.logged)
+    step()
+    assert module.logged == before
 
 
 def test_singular_values_against_numpy() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of an ablation: one a grid, with four panels."""
+"""Pictures of an ablation: one a grid, with six panels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from training.ablation.plan import Ablation, Arm
 from training.ablation.report import Finals, Finished
-from training.ablation.spectrum import SPECTRUM_FILE
+from training.ablation.spectrum import SPECTRUM_FILE, SPREAD, STEP_RANK
 from training.reporting import SHOWN
 from training.signs import DEAD, FLIPPED
 
@@ -37,12 +37,14 @@ def draw(ablation: Ablation, found: Finals, output: Path) -> list[Path]:
         shown = [arm for arm in arms if found[arm.label]]
         if not shown:
             continue
-        figure, panels = pyplot.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+        figure, panels = pyplot.subplots(2, 3, figsize=(16, 7.5), layout="constrained")
         label = SHOWN[ablation.metric][0]
         curves = (
             (panels[0, 0], ablation.metric, f"validation {label}, %"),
             (panels[0, 1], FLIPPED, "signs flipped in an epoch, % of all weights"),
             (panels[1, 0], DEAD, "weights with |W| >= 1, %"),
+            (panels[0, 2], STEP_RANK, "effective rank of a step of W, % of full"),
+            (panels[1, 2], SPREAD, "spread of W, in terms of fresh weights'"),
         )
         for axes, metric, title in curves:
             _curves(axes, metric, shown, found)

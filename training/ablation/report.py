@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from training.ablation.plan import Ablation, Arm, as_text, field_value
-from training.ablation.spectrum import rank_share
+from training.ablation.spectrum import SPREAD, STEP_RANK, rank_share
 from training.ablation.work import Result, Tuned, tuned
 from training.reporting import EPOCHS_FILE, SHOWN, read_epochs
 from training.signs import DEAD, FLIPPED
@@ -88,6 +88,7 @@ def markdown(ablation: Ablation, found: Finals, chosen: Tuned) -> str:
         tune = [ablation.config.tune.field] if ablation.config.tune else []
         head = [_short(one) for one in (*fields, *tune)] + ["n", f"{label}, %", "against baseline", "train loss"]
         head += ["signs flipped in the last epoch, %", "weights with abs(W) >= 1, %", "effective rank of W, % of full"]
+        head += ["effective rank of a step, mean over epochs, %", "spread of W in the last epoch, fresh weights' = 1"]
         rows = [_row(ablation, arm, fields, found, chosen) for arm in arms]
         text += ["", f"## {name}", "", _line(head), _line(["---"] * len(head)), *(_line(row) for row in rows)]
     return "\n".join(text) + "\n"
@@ -106,7 +107,9 @@ def _row(ablation: Ablation, arm: Arm, fields: Sequence[str], found: Finals, cho
     cells.append(_spread(differences, signed=True) if baseline else "")
     cells.append(_mean(runs, "train_loss", 3))
     shares = [share for run in runs if (share := rank_share(run.folder)) is not None]
-    return [*cells, _mean(runs, FLIPPED, 2), _mean(runs, DEAD, 2), f"{mean(shares):.1f}" if shares else ""]
+    steps = [float(row[STEP_RANK]) for run in runs for row in run.epochs if STEP_RANK in row]
+    cells += [_mean(runs, FLIPPED, 2), _mean(runs, DEAD, 2)]
+    return [*cells, *(f"{mean(one):.1f}" if one else "" for one in (shares, steps)), _mean(runs, SPREAD, 1)]
 
 
 def _mean(runs: Sequence[Finished], name: str, decimals: int) -> str:

@@ -1,4 +1,4 @@
-"""Singular values of the latent weights, before and after training."""
+"""Singular values of the latent weights before and after training, and of single steps on the way."""
 
 # ruff: noqa: ARG002 - hooks have the parameters that Lightning passes
 
@@ -9,14 +9,18 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from models.latent import fresh_spread
 from training.signs import latent_weights
 
 SPECTRUM_FILE = "singular_values.json"
+STEP_RANK, SPREAD = "step_rank", "weight_spread"
 
 
 def singular_values(network: nn.Module) -> dict[str, list[float]]:
@@ -62,3 +66,57 @@ class SingularValues(Callback):
 
     def _write(self, content: dict[str, dict[str, list[float]]]) -> None:
         self.path.write_text(json.dumps(content), encoding="utf-8")
+
+
+class StepStatistics(Callback):
+    """Logs of the step halfway through each epoch, averaged over the binary layers:
+
+    `step_rank`, the effective rank of the change of W in per cent of full: how many directions the step moves alike,
+    and `weight_spread`, the root mean square of W before it, in terms of fresh weights': the larger, the more steps a
+    change of sign takes.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Tensor] = []
+        self._found: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found last, for an epoch that is interrupted after its half."""
+        return dict(self._found)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was found."""
+        self._found = dict(state_dict)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Remember W, if this is the step."""
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if trainer.global_step % steps == steps // 2:
+            network: nn.Module = pl_module.network  # type: ignore[assignment]
+            self._before = [weight.flatten(1).clone() for _, weight in latent_weights(network)]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare."""
+        if not self._before:
+            return
+        before, self._before = self._before, []
+        after = latent_weights(pl_module.network)  # type: ignore[arg-type]
+        pairs = [(old, new.flatten(1)) for old, (_, new) in zip(before, after, strict=True)]
+        self._found = {
+            STEP_RANK: mean(100 * _rank(new - old) / min(old.shape) for old, new in pairs),
+            SPREAD: mean(float(old.square().mean().sqrt()) / fresh_spread(old.shape) for old, _ in pairs),
+        }
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log."""
+        for name, value in self._found.items():
+            pl_module.log(name, value, sync_dist=False, rank_zero_only=True)
+
+
+def _rank(matrix: Tensor) -> float:
+    """The effective rank, by way of the Gram matrix: far cheaper than singular values where one side is long."""
+    matrix = matrix.float() / matrix.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    return effective_rank(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().tolist())

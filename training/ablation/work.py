@@ -127,13 +127,14 @@ def _runs(ablation: Ablation, output: Path) -> list[Run]:
 def _train(run: Run, folder: Path, dataset: Any, keep: bool) -> int | None:
     import torch
 
-    from training.ablation.spectrum import SingularValues
+    from training.ablation.spectrum import SingularValues, StepStatistics
     from training.train import AUTO, provenance, train
 
     torch._dynamo.reset()
     print(f"{folder.name}", file=sys.stderr)
     begin = time.monotonic()
-    outcome = train(run.recipe, dataset=dataset, output=folder, resume=AUTO, callbacks=[SingularValues(folder)])
+    callbacks = [SingularValues(folder), StepStatistics()]
+    outcome = train(run.recipe, dataset=dataset, output=folder, resume=AUTO, callbacks=callbacks)
     if outcome.signal is not None:
         return outcome.signal
     content = {
