@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from models.networks import renew_latents
 from training import optimizer
+from training.signs import network_of
 
 
 class LatentRenewal(Callback):
@@ -35,9 +35,7 @@ class LatentRenewal(Callback):
         step = trainer.global_step
         if not step or step % self.every or batch_idx % trainer.accumulate_grad_batches:
             return
-        network = pl_module.network
-        assert isinstance(network, nn.Module)
-        changed = renew_latents(network)
+        changed = renew_latents(network_of(pl_module))
         if trainer.world_size > 1:  # factors are unique but for signs, and machines may choose other ones
             for parameter in changed:
                 torch.distributed.broadcast(parameter.data, 0)

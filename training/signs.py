@@ -49,14 +49,14 @@ class SignStatistics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the signs that the network starts with."""
         if not self._before:
-            self._before = {name: _bits(weight) for name, weight in latent_weights(_network(pl_module))}
+            self._before = {name: _bits(weight) for name, weight in latent_weights(network_of(pl_module))}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count and log."""
         total = flipped = dead = 0
         after: Packed = {}
-        layers = binary_layers(_network(pl_module))
-        for name, weight in latent_weights(_network(pl_module)):
+        layers = binary_layers(network_of(pl_module))
+        for name, weight in latent_weights(network_of(pl_module)):
             after[name] = _bits(weight)
             window = layers[name].window(weight)
             total += weight.numel()
@@ -71,7 +71,8 @@ class SignStatistics(Callback):
 _POPCOUNT = torch.tensor([byte.bit_count() for byte in range(256)])
 
 
-def _network(module: LightningModule) -> nn.Module:
+def network_of(module: LightningModule) -> nn.Module:
+    """The network of a Lightning module of ours."""
     network = module.network
     assert isinstance(network, nn.Module)
     return network

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.latent import fresh_spread
-from training.signs import latent_weights
+from training.signs import latent_weights, network_of
 
 SPECTRUM_FILE = "singular_values.json"
 STEP_RANK, SPREAD = "step_rank", "weight_spread"
@@ -57,12 +57,12 @@ class SingularValues(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep those of the untrained network; a resumed run has them already."""
         if trainer.global_step == 0:
-            self._write({"before": singular_values(pl_module.network)})  # type: ignore[arg-type]
+            self._write({"before": singular_values(network_of(pl_module))})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add those of the trained one."""
         known = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self._write({**known, "after": singular_values(pl_module.network)})  # type: ignore[arg-type]
+        self._write({**known, "after": singular_values(network_of(pl_module))})
 
     def _write(self, content: dict[str, dict[str, list[float]]]) -> None:
         self.path.write_text(json.dumps(content), encoding="utf-8")
@@ -92,8 +92,7 @@ class StepStatistics(Callback):
         """Remember W, if this is the step."""
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if trainer.global_step % steps == steps // 2:
-            network: nn.Module = pl_module.network  # type: ignore[assignment]
-            self._before = [weight.flatten(1).clone() for _, weight in latent_weights(network)]
+            self._before = [weight.flatten(1).clone() for _, weight in latent_weights(network_of(pl_module))]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,7 +101,7 @@ class StepStatistics(Callback):
         if not self._before:
             return
         before, self._before = self._before, []
-        after = latent_weights(pl_module.network)  # type: ignore[arg-type]
+        after = latent_weights(network_of(pl_module))
         pairs = [(old, new.flatten(1)) for old, (_, new) in zip(before, after, strict=True)]
         self._found = {
             STEP_RANK: mean(100 * _rank(new - old) / min(old.shape) for old, new in pairs),
