@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.convnet import ConvNet, ConvNetConfig
 from models.hourglass import HourglassConfig, StackedHourglass
 from models.latent import (
     BinaryConv2d,
@@ -26,7 +27,7 @@ from models.latent import (
 )
 from models.resnet import ResNet, ResNetConfig
 
-NetworkConfig = Annotated[ResNetConfig | HourglassConfig, Field(discriminator="architecture")]
+NetworkConfig = Annotated[ResNetConfig | HourglassConfig | ConvNetConfig, Field(discriminator="architecture")]
 
 DISTANCES = (0.1, 1.9)
 """How far from 0 the copies of a weight are put, in its own distance: near enough to part soon, none at 0 itself."""
@@ -34,6 +35,8 @@ DISTANCES = (0.1, 1.9)
 
 def build(config: NetworkConfig) -> nn.Module:
     """A freshly initialised network: normalised images [N, 3, H, W] -> logits [N, classes] or heatmaps."""
+    if isinstance(config, ConvNetConfig):
+        return ConvNet(config)
     return StackedHourglass(config) if isinstance(config, HourglassConfig) else ResNet(config)
 
 

@@ -151,8 +151,9 @@ class Training(_Part):
         (`model.real`), the first of two stages (`model.binarize: activations`), or another latent; or a packed model,
         which keeps no more than the signs: each W is then as far from 0 as the others of its layer. Of either a
         narrower one will do, if `model.width` is a whole number of times its width: training starts as its function.
-    teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's, or a list
-        of them: then the mean of their outputs is learned (Hinton et al. 2015).
+    teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's or a
+        convnet's (recipes/cifar10_teacher.yaml), or a list of them: then the mean of their outputs is learned (Hinton
+        et al. 2015).
     distillation_weight : the teacher's share of the loss.
     distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).
     mixup_alpha : pairs of pictures are mixed by shares drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = never;
@@ -238,7 +239,7 @@ class Recipe(_Part):
     def _parts_fit(self) -> Recipe:
         pose = self.task == "pose"
         if isinstance(self.model, HourglassConfig) != pose or isinstance(self.data, PoseData) != pose:
-            needed = "an hourglass and data of people" if pose else "a resnet and data of labelled pictures"
+            needed = "an hourglass and data of people" if pose else "a resnet or convnet and data of labelled pictures"
             raise ValueError(
                 f"task: is {self.task!r}, which needs {needed}; the recipe has a {self.model.architecture} "
                 f"and {self.data.name}"

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ValidationError
 from torch import Tensor
 
+from models.convnet import ConvNet
 from training import latent_phase, teacher
 from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint
 from training.classification import Classifier
@@ -134,6 +135,8 @@ def _fit(
     if checkpoint is None and recipe.training.start_from is not None:
         teacher.start(module.network, recipe.training.start_from, lambda: first_images(module, data))
         module.place()
+    elif checkpoint is None and isinstance(module.network, ConvNet):
+        module.network.whiten(first_images(module, data))
     if checkpoint is not None and latent_phase.over(load_checkpoint(checkpoint)):
         module.end_latents()
     checkpoints = Checkpoints(folder, recipe.metric)

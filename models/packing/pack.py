@@ -120,6 +120,8 @@ def pack_checkpoint(
             for name, tensor in content["state_dict"].items()
             if name.startswith("network.")
         }
+        if config.architecture == "convnet":
+            raise PackingError(f"{checkpoint}: holds a convnet, a real-valued teacher; only binary networks are packed")
         network = restore(config, state)
     except (KeyError, TypeError, ValidationError, RuntimeError) as error:
         raise PackingError(f"{checkpoint}: is not a checkpoint of this program ({error})") from error

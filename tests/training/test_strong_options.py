@@ -227,6 +227,31 @@ def test_several_teachers_teach_the_mean_of_their_outputs(stages: tuple[Path, Pa
     assert not any(module.training for module in together.modules())
 
 
+def test_a_convnet_sees_images_first_and_teaches_a_binary_network(
+    raw: Raw, cifar_batches: Path, tmp_path: Path
+) -> None:
+    convnet = {**raw, "model": {"architecture": "convnet", "width": 0.125}}
+    recipe = recipe_of(convnet, optimizer="sgd", epochs=2)
+    whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole").last
+    with signal_at("train", 1, 2):
+        assert training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts").signal == 15
+    resumed = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts", resume="auto").last
+    assert_same_weights(whole, resumed)
+    random = build(recipe.model).patches.weight
+    patches = network_of(whole).patches.weight
+    assert patches.abs().max() > 2 * random.abs().max()  # small variances, divided by
+    assert torch.equal(patches[:12], -patches[12:])
+
+    pupil = recipe_of(raw, teacher=str(whole))
+    alone, taught = (
+        training.train(one, data_root=cifar_batches, output=tmp_path / name).metrics["train_loss"]
+        for name, one in (("alone", recipe_of(raw)), ("taught", pupil))
+    )
+    assert alone != taught
+    with pytest.raises(PackingError, match=r"whole.*last\.ckpt: holds a convnet, a real-valued teacher; only binary"):
+        pack_checkpoint(whole, tmp_path / "m.safetensors")
+
+
 def test_a_first_stage_cannot_be_packed(stages: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(PackingError, match=r"blocks\.0\.first\.2: its weights are real: binarize is 'activations'"):
         pack_checkpoint(stages[1], tmp_path / "m.safetensors")
