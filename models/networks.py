@@ -67,9 +67,12 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
     at random, and after a few steps they have other signs. A binary layer takes the division in its learned scale; one
     of scale `none` or `analytic` has none, and then the function is another.
 
-    Raises ValueError naming a layer that the source lacks or has in another shape.
+    Raises ValueError for a source of another architecture, or naming a layer that it lacks or has in another shape.
     """
     config: NetworkConfig = network.config  # type: ignore[assignment]
+    architecture = source.config.architecture  # type: ignore[union-attr]
+    if architecture != config.architecture:
+        raise ValueError(f"is a {architecture}; this network is a {config.architecture}")
     modules = dict(source.named_modules())
     latent = {id(p) for module in network.modules() if isinstance(module, Latent) for p in module.parameters()}
     theirs = source.state_dict()
