@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.units import BinaryNetworkConfig
+from models.units import BinaryNetworkConfig, scaled
 
 PATCH_PX = 2
 SMALLEST_VARIANCE = 5e-4  # of a patch's principal component, added before its root divides
@@ -51,7 +51,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self.config = config
         self.patches = nn.Conv2d(3, 2 * 3 * PATCH_PX**2, PATCH_PX, bias=False).requires_grad_(False)
-        widths = [max(8, round(channels * config.width / 8) * 8) for channels in (64, 256, 256)]
+        widths = [scaled(channels, config.width) for channels in (64, 256, 256)]
         inputs = [self.patches.out_channels, *widths]
         self.pairs = nn.Sequential(*(Pair(*channels) for channels in zip(inputs, widths, strict=False)))
         self.pool = nn.AdaptiveMaxPool2d(1)

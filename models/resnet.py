@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.latent import assign_latents, reconstruct_once
-from models.units import BinaryNetworkConfig, conv_unit, linear_head, pointwise, stem_conv, tail
+from models.units import BinaryNetworkConfig, conv_unit, linear_head, pointwise, scaled, stem_conv, tail
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [max(8, round(64 * 2**stage * config.width / 8) * 8) for stage in range(4)]
+        widths = [scaled(64 * 2**stage, config.width) for stage in range(4)]
         size = config.input_size
         if config.stem == "cifar":
             self.stem = nn.Sequential(stem_conv(widths[0], 3, 1, config), nn.BatchNorm2d(widths[0]))

@@ -78,6 +78,11 @@ def conv_unit(
     return nn.Sequential(norm, Sign(config.activation_ste), binary, activation(config.activation, out_channels))
 
 
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, as a multiple of 8."""
+    return max(8, round(channels * width / 8) * 8)
+
+
 def stem_conv(out_channels: int, kernel: int, stride: int, config: BinaryNetworkConfig) -> nn.Conv2d:
     """The convolution of the picture, without bias; it pads half its kernel."""
     if config.int8:
