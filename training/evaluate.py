@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from models.networks import restore
-from models.packing.file import InputSpec, Keypoints, PackedFileError, PackedHeader
-from models.packing.file import read as read_packed
+from models.packing.file import InputSpec, Keypoints, PackedHeader
 from training.checkpoints import load_checkpoint
 from training.classification import count
 from training.data import catalog
@@ -21,6 +19,7 @@ from training.data.dataset import Dataset, Pixels
 from training.data.loaders import Batch, FileLoader, Loader, MemoryLoader
 from training.data.plan import BatchPlan
 from training.errors import TrainingError
+from training.packed import SUFFIX, Predict, load_packed
 from training.pose.config import PoseData
 from training.pose.data import load as load_people
 from training.pose.evaluate import find, measure_people
@@ -29,10 +28,7 @@ from training.pose.people import PoseDataset
 from training.pose.preview import choose, found_sheet
 from training.recipe import ClassificationConfig, DataConfig, ImageFolderData, check_recipe
 
-PACKED_SUFFIX = ".safetensors"
 DATA_CONFIG: TypeAdapter[DataConfig] = TypeAdapter(DataConfig)
-
-Predict = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def measure(predict: Predict, loader: Loader[Batch]) -> Accuracy:
 
 def load(path: Path) -> Trained:
     """A checkpoint (`.ckpt`) or packed file (`.safetensors`), ready to predict."""
-    return _load_packed(path) if path.suffix == PACKED_SUFFIX else _load_checkpoint(path)
+    return _load_packed(path) if path.suffix == SUFFIX else _load_checkpoint(path)
 
 
 def _load_checkpoint(path: Path) -> Trained:
@@ -189,21 +185,8 @@ def _load_checkpoint(path: Path) -> Trained:
 
 
 def _load_packed(path: Path) -> Trained:
-    try:
-        header = read_packed(path).header
-    except PackedFileError as error:
-        raise TrainingError(str(error)) from error
+    header, predict = load_packed(path)
     outputs = header.keypoints or tuple(header.labels or ())
-    output = "heatmaps" if header.task == "pose" else "logits"
-    try:
-        from models.xnor import Session
-    except ImportError as error:
-        raise TrainingError(f"{path}: needs the compiled xnor engine, which is missing ({error})") from error
-    session = Session.load(path)
-
-    def predict(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(images.numpy())[output])
-
     return Trained(predict, outputs, header.input, _packed_data(path, header))
 
 

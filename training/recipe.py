@@ -152,8 +152,8 @@ class Training(_Part):
         which keeps no more than the signs: each W is then as far from 0 as the others of its layer. Of either a
         narrower one will do, if `model.width` is a whole number of times its width: training starts as its function.
     teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's or a
-        convnet's (recipes/cifar10_teacher.yaml), or a list of them: then the mean of their outputs is learned (Hinton
-        et al. 2015).
+        convnet's (recipes/cifar10_teacher.yaml); or a packed model, which the xnor engine runs; or a list of them: then
+        the mean of their outputs is learned (Hinton et al. 2015).
     distillation_weight : the teacher's share of the loss.
     distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).
     mixup_alpha : pairs of pictures are mixed by shares drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = never;

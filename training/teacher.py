@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks import restore, start_from
-from models.packing.file import PackedFileError, read
+from models.packing.file import InputSpec, PackedFileError, PackedHeader, read
 from models.packing.unpack import unpack
 from training.checkpoints import load_checkpoint
 from training.errors import TrainingError
+from training.packed import SUFFIX, Predict, load_packed
 from training.recipe import check_recipe
 
-PACKED = ".safetensors"
 MEANINGS = ("class_names", "keypoints", "input")
 
 
@@ -35,15 +35,40 @@ class Ensemble(nn.Module):
         return torch.stack(outputs).mean(0)
 
 
+class Packed(nn.Module):
+    """The network of a packed file, which the xnor engine runs on the CPU, as one of normalised images.
+
+    It sees the pixels that they were made of, mixed ones rounded to the nearest: 8 bits are what it takes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, predict: Predict, spec: InputSpec) -> None:
+        super().__init__()
+        self.predict = predict
+        self.register_buffer("mean", torch.tensor(spec.mean).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).reshape(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] -> logits [N, classes] or heatmaps [N, K, h, w], float32."""
+        pixels = ((x.float() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        output = self.predict(pixels.permute(0, 2, 3, 1).contiguous().cpu()).to(x.device)
+        return output.permute(0, 3, 1, 2) if output.ndim == 4 else output
+
+
 def load_teacher(paths: Sequence[Path], parameters: dict[str, Any]) -> Ensemble:
-    """The networks of one or more checkpoints as one, in evaluation mode, their parameters fixed.
+    """The networks of one or more checkpoints or packed files as one, in evaluation mode, their parameters fixed.
 
     `parameters` are the `hyper_parameters` of the run: its classes or keypoints, and its input, must be the teachers'.
     Raises TrainingError naming the file.
     """
     networks = []
     for path in paths:
-        network, theirs = _load(path)
+        try:
+            network, theirs = (_packed if path.suffix == SUFFIX else _load)(path)
+        except TrainingError as error:
+            raise TrainingError(f"training.teacher: {error}") from error
         for name in MEANINGS:
             if theirs.get(name) != parameters.get(name):
                 raise TrainingError(f"training.teacher: {path}: has another {name} than this run")
@@ -60,7 +85,7 @@ def start(network: nn.Module, path: Path, images: Callable[[], Tensor]) -> None:
     keep. Raises TrainingError.
     """
     try:
-        source = unpack(read(path), images()) if path.suffix == PACKED else _load(path)[0]
+        source = unpack(read(path), images()) if path.suffix == SUFFIX else _load(path)[0]
         start_from(network, source)
     except PackedFileError as error:
         raise TrainingError(f"training.start_from: {error}") from error
@@ -88,3 +113,15 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as error:
         raise TrainingError(f"{path}: state_dict: {str(error).splitlines()[0]}") from error
     return network, parameters
+
+
+def _packed(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    header, predict = load_packed(path, threads=torch.get_num_threads())
+    return Packed(predict, header.input), _meaning(header)
+
+
+def _meaning(header: PackedHeader) -> dict[str, Any]:
+    """What a checkpoint's `hyper_parameters` would say of the file's classes or keypoints, and of its input."""
+    plain = header.model_dump(mode="json")
+    named = {"class_names": plain["labels"], "keypoints": plain["keypoints"]}
+    return {"input": plain["input"], **{name: value for name, value in named.items() if value is not None}}

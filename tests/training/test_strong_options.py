@@ -227,6 +227,29 @@ def test_several_teachers_teach_the_mean_of_their_outputs(stages: tuple[Path, Pa
     assert not any(module.training for module in together.modules())
 
 
+def test_a_packed_model_teaches_what_its_checkpoint_does(
+    raw: Raw, stages: tuple[Path, Path], cifar_batches: Path, tmp_path: Path
+) -> None:
+    taught = recipe_of(with_model(raw, real_weights="int8"))
+    checkpoint = training.train(taught, data_root=cifar_batches, output=tmp_path / "teacher").last
+    packed = pack_checkpoint(checkpoint, tmp_path / "m.safetensors").path
+    parameters = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    spec, pixels = parameters["input"], torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    x = ((pixels / 255 - torch.tensor(spec["mean"])) / torch.tensor(spec["std"])).permute(0, 3, 1, 2)
+    torch.testing.assert_close(load_teacher([packed], parameters)(x), network_of(checkpoint)(x), rtol=0, atol=1e-4)
+
+    teachers = [str(packed), str(stages[0])]
+    recipe = recipe_of(raw, teacher=teachers, mixup_alpha=0.4, ema_decay=0.6, epochs=2)
+    whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole").last
+    with signal_at("train", 1, 2):
+        assert training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts").signal == 15
+    resumed = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts", resume="auto").last
+    assert_same_weights(whole, resumed)
+    other = recipe_of(raw, teacher=teachers[1], mixup_alpha=0.4, ema_decay=0.6, epochs=2)
+    alone = training.train(other, data_root=cifar_batches, output=tmp_path / "alone").last
+    assert not all(map(torch.equal, network_of(alone).parameters(), network_of(whole).parameters()))
+
+
 def test_a_convnet_sees_images_first_and_teaches_a_binary_network(
     raw: Raw, cifar_batches: Path, tmp_path: Path
 ) -> None:
@@ -301,14 +324,19 @@ def test_teachers_that_do_not_fit_are_named(
     raw: Raw, stages: tuple[Path, Path], picture_folder: Path, cifar_batches: Path, tmp_path: Path
 ) -> None:
     folder = {**raw, "data": {"name": "imagefolder", "image_size": 32}}
-    teacher = str(stages[0])
+    teacher, packed = str(stages[0]), "models/zoo/cifar10-resnet18-half/1/model.safetensors"
+    (tmp_path / "bad.safetensors").write_bytes(b"no model at all")
     other, missing = recipe_of(folder, batch_size=5, teacher=[teacher]), recipe_of(raw, start_from="none.ckpt")
     second = recipe_of(raw, teacher=[teacher, "gone.ckpt"])
+    shipped = recipe_of(folder, batch_size=5, teacher=packed)
+    unsound = recipe_of(raw, teacher=str(tmp_path / "bad.safetensors"))
     wider = recipe_of(with_model(raw, width=0.3), start_from=teacher)
     for recipe, root, message in (
         (other, picture_folder, r"training\.teacher: .*last\.ckpt: has another class_names than this run"),
+        (shipped, picture_folder, r"training\.teacher: .*model\.safetensors: has another class_names than this run"),
+        (unsound, cifar_batches, r"training\.teacher: .*bad\.safetensors: header: "),
         (missing, cifar_batches, r"none\.ckpt: no such checkpoint"),
-        (second, cifar_batches, r"gone\.ckpt: no such checkpoint"),
+        (second, cifar_batches, r"training\.teacher: gone\.ckpt: no such checkpoint"),
         (wider, cifar_batches, r"training\.start_from: .*: blocks\.0\.first\.2: has weights of shape"),
     ):
         with pytest.raises(TrainingError, match=message):

@@ -165,6 +165,20 @@ def test_two_stages_and_a_teacher_of_heatmaps(lspet_root: Path, tmp_path: Path) 
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
 
 
+def test_a_packed_model_teaches_heatmaps_as_its_checkpoint_does(
+    run: training.Outcome, lspet_root: Path, tmp_path: Path
+) -> None:
+    raw = {**RAW, "training": {**RAW["training"], "epochs": 1}}
+    packed = pack_checkpoint(run.last, tmp_path / "m.safetensors").path
+    apart = []
+    for teacher in (run.last, packed):
+        recipe = recipe_of(raw, teacher=str(teacher), learning_rate=1e-9, distillation_weight=1.0)
+        output = tmp_path / teacher.stem
+        apart.append(training.train(recipe, data_root=lspet_root, output=output).metrics["train_loss"])
+    assert apart[0] > 0
+    assert apart[1] == pytest.approx(apart[0], rel=1e-3)
+
+
 def test_another_skeleton_is_refused(run: training.Outcome, coco_root: Path) -> None:
     other = check_recipe(changed(data={"name": "coco", "image_size": 64}), "test")
     with pytest.raises(TrainingError, match=r"has the 14 keypoints right_ankle, .* the data set coco has the 17"):
