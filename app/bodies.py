@@ -49,13 +49,10 @@ class _Part:
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """Undo a Content-Encoding of gzip or deflate, to at most `limit` bytes.
+    """Undo a Content-Encoding of gzip or deflate, in lower case, to at most `limit` bytes.
 
     Raises ServiceError UNSUPPORTED_ENCODING, BODY_TOO_LARGE or BAD_REQUEST.
     """
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
     window = _ZLIB_WINDOW.get(encoding)
     if window is None:
         raise ServiceError(Problem.UNSUPPORTED_ENCODING, "Content-Encoding may be gzip, deflate or identity.")

@@ -29,7 +29,9 @@ _SHORT = 3
 _FILL = re.compile(b"\xff+")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_JPEG_EXIF, _JPEG_SCAN, _JPEG_COMMENT = 0xE1, 0xDA, 0xFE
+_JPEG_EXIF, _JPEG_SCAN, _JPEG_COMMENT, _JPEG_END = 0xE1, 0xDA, 0xFE, 0xD9
+_JPEG_MARKER = re.compile(b"\xff[\xc0-\xcf\xd8-\xfe]")
+"""Those that end a scan's data; a stuffed 0xFF, restarts and fill bytes do not."""
 _JPEG_METADATA = frozenset(range(0xE1, 0xF0)) - {0xEE} | {_JPEG_COMMENT}  # APP0 (JFIF) and APP14 (Adobe) tell colours
 _JPEG_STANDALONE = frozenset(range(0xD0, 0xD8)) | {0x01}
 _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -45,6 +47,7 @@ class Container:
     width, height : as stored, in pixels.
     orientation : EXIF, 1 (upright) to 8.
     streamed : whether the decoder needs no memory for the whole picture (a JPEG that is not progressive).
+    depth : bits of a sample.
     """
 
     data: bytes
@@ -52,6 +55,7 @@ class Container:
     height: int
     orientation: int = 1
     streamed: bool = False
+    depth: int = 8
 
 
 def inspect(data: bytes, kind: str) -> Container:
@@ -67,12 +71,11 @@ def _broken(detail: str) -> ServiceError:
 
 
 def _jpeg(data: bytes) -> Container:
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise _broken(f"The JPEG has more than {MAX_SCANS} scans.")
-    kept, width, height, orientation, progressive = [data[:2]], 0, 0, 1, False
+    view = memoryview(data)
+    kept, width, height, orientation, progressive = [view[:2]], 0, 0, 1, False
     for marker, start, end in _jpeg_segments(data):
         if marker == _JPEG_SCAN:
-            kept.append(data[start:])
+            kept.append(view[start : _jpeg_end(data, end)])
             return Container(b"".join(kept), width, height, orientation, not progressive)
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, start + 5)
@@ -80,8 +83,28 @@ def _jpeg(data: bytes) -> Container:
         if marker == _JPEG_EXIF and data[start + 4 : start + 10] == b"Exif\0\0" and orientation == 1:
             orientation = _orientation(data[start + 10 : end])
         if marker not in _JPEG_METADATA:
-            kept.append(data[start:end])
+            kept.append(view[start:end])
     raise _broken("The JPEG has no pixels.")
+
+
+def _jpeg_end(data: bytes, position: int) -> int:
+    """Where the picture ends, from `position` behind its first scan's header: phones put a video there.
+
+    Raises ServiceError BROKEN_IMAGE where there are too many scans on the way.
+    """
+    scans = 1
+    while (found := _JPEG_MARKER.search(data, position)) is not None:
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _JPEG_END:
+            return position
+        if marker == _JPEG_SCAN:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise _broken(f"The JPEG has more than {MAX_SCANS} scans.")
+        if position + 2 > len(data):
+            break
+        position += int.from_bytes(data[position : position + 2])
+    return len(data)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -104,26 +127,27 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _png(data: bytes) -> Container:
-    kept, width, height, orientation, budget = [PNG_MAGIC], 0, 0, 1, MAX_INFLATED_BYTES
+    view = memoryview(data)
+    kept, width, height, depth, orientation, budget = [view[: len(PNG_MAGIC)]], 0, 0, 8, 1, MAX_INFLATED_BYTES
     position = len(PNG_MAGIC)
     for _ in range(MAX_PARTS):
         length, name = struct.unpack_from(">I4s", data, position)
         start, end = position, position + 12 + length
         if end > len(data):
             raise _broken("A chunk of the PNG is incomplete.")
-        if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise _broken("A chunk of the PNG has a wrong checksum.")
         content = data[start + 8 : end - 4] if name not in _PNG_PIXELS else b""
         if name == b"IHDR":
-            width, height = struct.unpack_from(">II", data, start + 8)
+            width, height, depth = struct.unpack_from(">IIB", data, start + 8)
         elif name == b"eXIf":
             orientation = _orientation(content)
         elif name in (b"zTXt", b"iCCP", b"iTXt"):
             budget = _inflated(name, content, budget)
         if name in _PNG_PIXELS:
-            kept.append(data[start:end])
+            kept.append(view[start:end])
         if name == b"IEND":
-            return Container(b"".join(kept), width, height, orientation)
+            return Container(b"".join(kept), width, height, orientation, depth=depth)
         position = end
     raise _broken(f"The PNG has more than {MAX_PARTS} chunks.")
 

@@ -129,7 +129,7 @@ def _decode(data: bytes, kind: str, max_pixels: int, needed_px: int | Callable[[
             image.draft(None, (2 * side, 2 * side))
         _check_pixels(image.width, image.height, max_pixels)
         image.load()
-        upright = _to_rgb(image)
+        upright = _to_rgb(image, container.depth)
     turn = _UPRIGHT.get(container.orientation)
     if turn is not None:
         upright = upright.transpose(turn)
@@ -145,11 +145,15 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, depth: int) -> Image.Image:
+    transparent = image.info.get("transparency")
+    if image.mode == "L" and isinstance(transparent, int) and depth < 8:  # Pillow scales the samples, not this one
+        image.info["transparency"] = transparent * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and isinstance(transparent, tuple) and depth == 16:  # of which it keeps the upper halves
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow keeps as 16 or 32 bits
         samples = np.asarray(image).astype(np.int64).clip(0, 65535)
         grey = ((samples * 255 + 32767) // 65535).astype(np.uint8)
-        transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             grey = np.where(samples == transparent, np.uint8(255), grey)
         return Image.fromarray(grey).convert("RGB")

@@ -42,6 +42,8 @@ SECURITY_HEADERS = {
 """Of every answer that does not bring its own; a page brings the Content-Security-Policy that it needs."""
 
 TRUNCATED = "signet.truncated"
+HOLD = "signet.hold"
+"""Of a request's scope: what counts its body once it is inflated."""
 """Set in a request's scope by the server when the client stopped sending in the middle of the body."""
 
 COMPUTING = ("/v1/classify", "/v1/classify/batch", "/v1/pose", "/v1/pose/batch")
@@ -163,6 +165,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         upload = _Upload(scope, receive, send, self.settings, self.lifecycle)
+        scope[HOLD] = upload.hold
         if self.lifecycle.draining and scope["path"] not in ALWAYS_ANSWERED:
             refusal = ServiceError(Problem.DRAINING, "The service is shutting down.", retry_after_s=1, close=True)
             await problems.from_error(trace_of(scope), refusal)(scope, receive, upload.send)
@@ -202,7 +205,7 @@ class _Upload:
         self._settings = settings
         self._lifecycle = lifecycle
         self._headers = Headers(scope=scope)
-        self._bytes = 0
+        self._bytes = self._held = 0
         self._complete = False
         self._closing = False
         self._deadline = time.monotonic() + settings.body_timeout_s
@@ -253,16 +256,26 @@ class _Upload:
 
     def _count(self, size: int) -> None:
         self._bytes += size
+        self._held += size
         self._lifecycle.buffered_bytes += size
         if self._bytes > self._settings.max_body_bytes:
             raise self._too_large()
+        self._check_held()
+
+    def hold(self, size: int) -> None:
+        """Count what an inflated body has become, in place of what arrived. Raises ServiceError QUEUE_FULL."""
+        self._lifecycle.buffered_bytes += size - self._held
+        self._held = size
+        self._check_held()
+
+    def _check_held(self) -> None:
         if self._lifecycle.buffered_bytes > self._settings.max_buffered_bytes:
             detail = "The requests in progress hold as much memory as they may."
             raise ServiceError(Problem.QUEUE_FULL, detail, retry_after_s=1, close=True)
 
     def release(self) -> None:
         """Give back what the body counted for."""
-        self._lifecycle.buffered_bytes -= self._bytes
+        self._lifecycle.buffered_bytes -= self._held
 
     async def send(self, message: Message) -> None:
         """Pass the answer on. Where the connection is closed under an unread body, read on for a moment first.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 import time
@@ -30,11 +31,21 @@ from app.workers import Shared, supervise
 
 logger = logging.getLogger("signet.server")
 
+LEAST_TAKEN_BYTES = 64 << 10
+"""What of its answer a client has to take in `send_timeout_s`, or the rest of it."""
+NOT_TAKEN = "answer-not-taken"
+"""The reason under which such answers are counted."""
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with a limit on the size and the time of a request's head, and problems as problem+json.
 
     It needs `settings` and `service` on the application's state. What it refuses never becomes a request there.
+
+    An offer to upgrade the connection is not taken up, and the request is answered (RFC 9110, 7.8). The parser does not
+    see the offer: to it such a request has no body, and what follows is another protocol. Where a client does not take
+    its answer, which waits in memory, the connection is cut.
     """
 
     def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any) -> None:
@@ -44,6 +55,8 @@ class Protocol(HttpToolsProtocol):
         self._metrics: Metrics = state.service.metrics
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._message_ended = False
+        self._send_timer: asyncio.TimerHandle | None = None
         self._refusal: ServiceError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,6 +67,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._stop_timer()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -67,9 +82,14 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request; as long as its head is incomplete, they count against its limit."""
+        if self._between_bodies:
+            end = data.find(b"\r\n\r\n")
+            head = data if end < 0 else data[: end + 2]
+            data = _UPGRADE.sub(b"", head) + data[len(head) :]
+        self._message_ended = False
         super().data_received(data)
         if self._head_timer is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
+            self._head_bytes += 0 if self._message_ended else len(data)  # another request's body may be among these
             if self._head_bytes > self._settings.max_header_bytes:
                 self._refuse(self._too_large())
 
@@ -86,11 +106,53 @@ class Protocol(HttpToolsProtocol):
         if size > self._settings.max_header_bytes:
             self._refusal = self._too_large()
             raise self._refusal  # the parser stops, and send_400_response answers
+        if self.parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        ):  # it came in pieces, or behind another request
+            self._refusal = ServiceError(Problem.BAD_REQUEST, "Ask for an upgrade in a request without a body.")
+            raise self._refusal
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._message_ended = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is with the transport, and may wait there for the client to take it."""
+        super().on_response_complete()
+        self._watch_sending()
+
+    def pause_writing(self) -> None:
+        """The client takes its answer more slowly than it comes."""
+        super().pause_writing()
+        self._watch_sending()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser did not take."""
         self._refuse(self._refusal or ServiceError(Problem.BAD_REQUEST, msg))
+
+    @property
+    def _between_bodies(self) -> bool:
+        """Whether the next byte belongs to a head."""
+        if self._head_timer is not None or self.cycle is None:
+            return True
+        return self.cycle.response_complete and not self.cycle.more_body and not self.pipeline
+
+    def _watch_sending(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        if self._send_timer is None and waiting:
+            self._send_timer = self.loop.call_later(self._settings.send_timeout_s, self._check_sending, waiting)
+
+    def _check_sending(self, before: int) -> None:
+        self._send_timer = None
+        if self.transport.get_write_buffer_size() > max(0, before - LEAST_TAKEN_BYTES):
+            self._metrics.rejected.labels(NOT_TAKEN).inc()
+            logger.info("answer not taken", extra={"client": self.client[0] if self.client else None})
+            self.transport.abort()
+        else:
+            self._watch_sending()
 
     def _too_large(self) -> ServiceError:
         limit = self._settings.max_header_bytes

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Time for the whole body to arrive."""
 
+    send_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Time in which a client has to take 64 KiB of its answer, or the rest of it; then its connection is cut."""
+
     keep_alive_s: Annotated[int, Field(ge=1)] = 15
     """Idle time after which a kept connection is closed."""
 

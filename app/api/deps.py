@@ -7,8 +7,10 @@ than the rest of a request.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -22,6 +24,7 @@ from app.errors import Problem, ServiceError
 from app.fleet import Fleet
 from app.gate import Gate
 from app.lifecycle import Lifecycle
+from app.middleware import HOLD
 from app.repository import Version
 from app.service import Service
 from app.settings import Settings
@@ -91,26 +94,49 @@ async def require_admin(request: Request) -> None:
         _gate(request).require_admin(request.headers)
 
 
-async def _body(request: Request, settings: SettingsDep) -> bytes:
+class Body:
+    """A request's body for the one who takes it; no other reference keeps it until the answer is sent."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def take(self) -> bytes:
+        """The body, once."""
+        content, self._content = self._content, b""
+        return content
+
+
+async def _body(request: Request, settings: SettingsDep, service: ServiceDep) -> Body:
+    read = bytearray()  # one block that grows: the pieces of many bodies side by side would leave holes in memory
     try:
-        body = await request.body()
+        async for piece in request.stream():
+            read += piece
     except ClientDisconnect as error:
         raise ServiceError(Problem.CLIENT_GONE, "The client closed the connection within the body.") from error
-    return inflate(body, request.headers.get("content-encoding", ""), settings.max_body_bytes)
+    content = bytes(read)
+    del read
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return Body(content)
+    work = partial(inflate, content, encoding, settings.max_body_bytes)
+    del content
+    inflated, _ = await service.scheduler.decoding.run(work, math.inf)
+    request.scope[HOLD](len(inflated))
+    return Body(inflated)
 
 
-BodyDep = Annotated[bytes, Depends(_body)]
+BodyDep = Annotated[Body, Depends(_body)]
 
 
 async def _upload(request: Request, body: BodyDep) -> Upload:
-    return parse(body, request.headers.get("content-type", ""))
+    return parse(body.take(), request.headers.get("content-type", ""))
 
 
 UploadDep = Annotated[Upload, Depends(_upload)]
 
 
 async def _batch_upload(request: Request, body: BodyDep, service: ServiceDep) -> BatchUpload:
-    return parse_batch(body, request.headers.get("content-type", ""), service.max_batch_images)
+    return parse_batch(body.take(), request.headers.get("content-type", ""), service.max_batch_images)
 
 
 BatchUploadDep = Annotated[BatchUpload, Depends(_batch_upload)]

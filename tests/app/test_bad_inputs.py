@@ -6,17 +6,21 @@ grown, and a counter labelled with the reason has moved.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import math
 import random
+import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -565,6 +569,69 @@ def test_what_is_not_sound_http_gets_400(server: Server, message: bytes) -> None
     reply = server.exchange(message)
     assert reply.status == 400
     assert reply.headers["content-type"] == "application/problem+json"
+
+
+H2C = [("Connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")]
+
+
+def test_an_offer_to_upgrade_is_not_taken_up(server: Server) -> None:
+    """Java's client makes one with each request; what follows the head is the body, whatever it looks like."""
+    assert server.exchange(request(headers=H2C, body=JPEG)).status == 200
+    with server.connection() as sock:
+        for _ in range(2):
+            head = request(headers=H2C, length=len(JPEG))
+            sock.sendall(head)
+            time.sleep(0.1)
+            sock.sendall(JPEG)
+            assert read_reply(sock).status == 200
+        sock.sendall(request("GET", "/livez", headers=[("Connection", "Upgrade"), ("Upgrade", "websocket")]))
+        assert read_reply(sock).status == 200
+
+
+@pytest.mark.parametrize("behind", [b"", request("GET", "/livez")], ids=["in pieces", "behind another request"])
+def test_an_offer_that_cannot_be_left_out_is_refused(server: Server, behind: bytes) -> None:
+    head = request(headers=H2C, length=len(JPEG))
+    cut = len(head) if behind else head.index(b"h2c")
+    with server.connection() as sock:
+        sock.sendall(behind + head[:cut])
+        time.sleep(0.1)
+        sock.sendall(head[cut:] + request("GET", "/livez"))
+        reply = read_reply(sock)
+        assert reply.status == 400
+        assert "upgrade" in reply.json()["detail"]
+        assert sock.recv(1) == b"", "nothing that follows is taken for a request"
+
+
+def test_a_request_behind_a_large_body_has_the_whole_limit_for_its_head(server: Server) -> None:
+    body = JPEG + bytes(60_000)
+    second = request("GET", "/livez")
+    with server.connection() as sock:
+        sock.sendall(request(body=body) + second[:10])
+        assert read_reply(sock).status == 200
+        sock.sendall(second[10:])
+        assert read_reply(sock).status == 200
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off(zoo: Path) -> None:
+    running = Server(zoo, send_timeout_s=1)
+    try:
+        pixels = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+        large = pictures.encoded(Image.fromarray(pixels), "JPEG", quality=50)  # drawn, as a PNG, it has 7.7 MB
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(20)
+            sock.connect(("127.0.0.1", running.port))
+            sock.sendall(request("POST", "/v1/pose?visualize=true", body=large))
+            eventually(lambda: running.metric("signet_rejected_total", reason="answer-not-taken") == 1)
+            received = 0
+            with contextlib.suppress(ConnectionError):
+                while piece := sock.recv(1 << 20):
+                    received += len(piece)
+        taken = running.client.post("/v1/pose?visualize=true", content=large)
+        assert taken.status_code == 200
+        assert received < len(taken.content)
+    finally:
+        running.close()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\0b.jpg", "x" * 3000, "C:\\\\a.jpg", "\u732b.jpg"])

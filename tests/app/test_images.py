@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.containers import inspect
 from app.errors import Problem, ServiceError
 from app.images import decode, longest_side_px, prepare
 from models.packing.file import InputSpec, Resize
@@ -87,6 +88,22 @@ def test_transparent_colour_of_an_opaque_file_is_white() -> None:
     assert colour_of(pictures.flat_png(bytes((10, 20, 31)), before=transparent)) == (10, 20, 31)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_transparent_grey_of_few_bits_is_white(depth: int) -> None:
+    for sample in range(2**depth):
+        row = bytes([int(f"{sample:0{depth}b}" * (8 // depth), 2)]) * (32 * depth // 8)
+        for other in range(2**depth):
+            transparent = pictures.chunk(b"tRNS", struct.pack(">H", other))
+            data = pictures.raw_png((b"\x00" + row) * 32, 32, 32, depth=depth, colour=0, before=transparent)
+            assert colour_of(data)[0] == (255 if other == sample else sample * 255 // (2**depth - 1))
+
+
+def test_transparent_colour_of_sixteen_bits_is_white() -> None:
+    transparent = pictures.chunk(b"tRNS", struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC))
+    for colour, seen in (((0x1234, 0x5678, 0x9ABC), (255,) * 3), ((0x3434, 0x7878, 0xBCBC), (0x34, 0x78, 0xBC))):
+        assert colour_of(pictures.flat_png(struct.pack(">HHH", *colour), depth=16, before=transparent)) == seen
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_palette(depth: int) -> None:
     palette = pictures.chunk(b"PLTE", bytes((1, 2, 3, 250, 120, 60)))
@@ -130,6 +147,15 @@ def test_senseless_orientations_are_ignored(value: int) -> None:
     exif[0x0112] = value
     data = pictures.encoded(Image.fromarray(pictures.random_pixels()), "PNG", exif=exif)
     assert np.array_equal(np.asarray(decode(data, max_pixels=LIMIT_PX).image), pictures.random_pixels())
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_video_behind_a_jpeg_is_left_out(progressive: bool) -> None:
+    """Its bytes look like more scans than a JPEG may have."""
+    data = pictures.jpeg(progressive=progressive)
+    video = np.random.default_rng(0).bytes(1000) + b"\xff\xda" * 1000
+    assert inspect(data + video, "JPEG").data == inspect(data, "JPEG").data
+    assert np.array_equal(decode(data + video, max_pixels=LIMIT_PX).image, decode(data, max_pixels=LIMIT_PX).image)
 
 
 def test_metadata_never_reaches_the_decoder() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import signal
 import threading
 import time
@@ -207,6 +208,24 @@ def test_bodies_in_memory_are_bounded_over_all_requests(slow_zoo: Path) -> None:
             eventually(is_refused)  # once both bodies have been read as far as they came
             assert refused[-1].headers["retry-after"] == "1"
         eventually(lambda: running.classify(PNG).status_code == 200)
+    finally:
+        running.close()
+
+
+def test_compressed_bodies_count_as_what_they_become(zoo: Path) -> None:
+    running = Server(zoo, max_buffered_bytes=3 << 20, max_body_bytes=2 << 20, body_timeout_s=60)
+    small = gzip.compress(PNG + bytes((2 << 20) - len(PNG)))
+    assert len(small) < 10_000
+
+    def status() -> int:
+        return running.client.post("/v1/classify", content=small, headers={"Content-Encoding": "gzip"}).status_code
+
+    try:
+        assert status() == 200
+        with running.connection() as other:
+            other.sendall(request(body=bytes(3 << 19), length=2 << 20))
+            eventually(lambda: status() == 429)
+        eventually(lambda: status() == 200)
     finally:
         running.close()
 

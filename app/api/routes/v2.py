@@ -103,7 +103,8 @@ async def all_statistics(service: ServiceDep, fleet: FleetDep) -> StatsAnswer:
 )
 async def repository_index(body: BodyDep, service: ServiceDep) -> list[IndexEntry]:
     """Every version and whether it can be asked; an empty body will do."""
-    only_ready = parse_json(body, IndexRequest).ready if body else False
+    content = body.take()
+    only_ready = parse_json(content, IndexRequest).ready if content else False
     return answers_v2.index(service.repository, only_ready)
 
 
@@ -125,8 +126,9 @@ async def load_model(name: str, body: BodyDep, service: ServiceDep, fleet: Fleet
 
     No request fails meanwhile. If any version cannot be loaded, nothing changes. Needs an admin key.
     """
-    if body:
-        answers_v2.refuse_configuration(parse_json(body, LoadRequest).parameters)
+    content = body.take()
+    if content:
+        answers_v2.refuse_configuration(parse_json(content, LoadRequest).parameters)
     await fleet.load(name)
     return answers_v2.index(service.repository.versions(name))
 
@@ -222,7 +224,7 @@ async def infer(
     means what `timeout_ms` means; the shorter of them holds.
     """
     session = version.ready_session()
-    call = parse_call(body, request.headers.get(HEADER_LENGTH), session.file, service.max_batch_images)
+    call = parse_call(body.take(), request.headers.get(HEADER_LENGTH), session.file, service.max_batch_images)
     trace.answer_within(min(call.timeout_s, parameters.timeout_s))
     outputs = await while_connected(request, service.infer(call.images, version, session, trace))
     encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
