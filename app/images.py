@@ -187,7 +187,8 @@ def denormalised(values: NDArray[np.float32], spec: InputSpec) -> NDArray[np.uin
     `values` and result are `[N, height, width, 3]`. Raises ServiceError BAD_TENSOR for a value that no pixel has.
     """
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    pixels = np.rint((values * std + mean) * np.float32(255))
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+        pixels = np.rint((values * std + mean) * np.float32(255))
     if not ((pixels >= 0) & (pixels <= 255)).all():  # not finite, it is neither
         low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
         detail = (
