@@ -236,7 +236,7 @@ class Repository:
             session = self._load(version.path)
             spec = session.file.header.input
             session.run(np.zeros((1, spec.height, spec.width, 3), np.uint8))
-        except (PackedFileError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the other models serve
             version.fail(_reason(error, version.path))
             return
         version.session, version.task = session, session.file.header.task
@@ -315,10 +315,13 @@ def scan(roots: Sequence[Path]) -> dict[str, Path]:
     """Names of models and the root that each belongs to."""
     found: dict[str, Path] = {}
     for root in roots:
-        if not root.is_dir():
-            logger.warning("model repository is not a folder", extra={"path": str(root)})
+        try:
+            folders = sorted(root.iterdir())
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            logger.warning("model repository cannot be read", extra={"path": str(root), "reason": reason})
             continue
-        for folder in sorted(root.iterdir()):
+        for folder in folders:
             if not _NAME.fullmatch(folder.name) or not any(_version_folders(folder)):
                 continue
             if folder.name in found:
@@ -369,16 +372,27 @@ def _is_loaded_already(version: Version, current: Version) -> bool:
 
 
 def _version_folders(folder: Path) -> Iterator[Path]:
+    """Folders of versions with a file, or with what cannot be looked at: that fails when it is loaded."""
     try:
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError:
-        return iter(())
-    return (entry for entry in entries if VERSION.fullmatch(entry.name) and (entry / MODEL_FILE).is_file())
+        return
+    for entry in entries:
+        if not VERSION.fullmatch(entry.name):
+            continue
+        try:
+            there = (entry / MODEL_FILE).is_file()
+        except OSError:
+            there = True
+        if there:
+            yield entry
 
 
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, PackedFileError):
         return error.problem
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).replace(str(path), MODEL_FILE) or type(error).__name__
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,47 @@ def test_a_failed_version_leaves_the_others_serving(tmp_path: Path) -> None:
     assert repository.find("bad").state is State.FAILED
     assert repository.default == "net"
     assert repository.ready
+
+
+def test_what_cannot_be_looked_at_leaves_the_others_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed = model(tmp_path / "zoo", "sealed").parent
+    root = tmp_path / "root"
+    root.mkdir()
+    model(tmp_path / "zoo", "net")
+    look, lists = os.stat, os.listdir
+
+    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{sealed}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, *args, **options)
+
+    def listdir(path: Any) -> list[str]:
+        if path == root:
+            raise PermissionError(13, "Permission denied", str(path))
+        return lists(path)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    repository = opened(tmp_path / "zoo", root)
+    assert repository.find("sealed").state is State.FAILED
+    assert repository.find("sealed").error == "Permission denied"
+    assert repository.find("net").state is State.READY
+    repository.load("net")
+
+
+def test_no_fault_of_a_model_stops_the_others(tmp_path: Path) -> None:
+    faulty = model(tmp_path, "faulty")
+    model(tmp_path, "net")
+
+    def load(path: Path) -> Any:
+        if path == faulty:
+            raise KeyError("v2")
+        return loader(1)(path)
+
+    repository = Repository([tmp_path], load, None, VersionPolicies(ALL))
+    repository.load_all()
+    assert repository.find("faulty").state is State.FAILED
+    assert repository.find("net").state is State.READY
 
 
 def test_a_version_has_computed_once_before_it_answers(tmp_path: Path) -> None:
