@@ -29,6 +29,8 @@ TRAINING_MODULES = frozenset(
 )
 
 GRPC_MODULES = frozenset({"google", "grpc"})
+SERVE_OPTIONS = frozenset({"host", "port", "grpc_port", "models", "default_model", "workers"})
+"""Settings that are options of `signet serve` too."""
 
 cli = typer.Typer(
     name="signet",
@@ -187,7 +189,10 @@ def predict(
     from app.predict.pictures import find_pictures
     from app.predict.run import run
 
+    _log_plainly()
     pictures = list(find_pictures(paths))
+    if not pictures:
+        _fail(f"{', '.join(map(str, paths))}: no pictures there")
     drawn = None
     if out is not None and out.suffix.lower() in SUFFIXES:
         if len(pictures) != 1:
@@ -205,8 +210,11 @@ def predict(
             failures = run(predictor, pictures, chosen, out)
     except PredictError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read the lines has enough of them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
     raise typer.Exit(1 if failures else 0)
 
 
@@ -234,6 +242,8 @@ def _predictor(
 
         settings = _settings(models=models)
         return nullcontext(Local.open(settings, model, top_k=top_k, boxes=boxes, jobs=jobs, task=task))
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        _fail("--api-key or SIGNET_API_KEY: has characters other than those of printable ASCII")
     if models:
         _fail("--models is for answers without a server; with --url the server has its own.")
     from app.predict.remote import TIMEOUT_S, Remote
@@ -309,8 +319,12 @@ def list_models(models: Models = None) -> None:
     """
     from app.repository import State
 
-    repository = _repository(_settings(models=models))
+    _log_plainly()
+    settings = _settings(models=models)
+    repository = _repository(settings)
     repository.load_all()
+    if not any(True for _ in repository):
+        _fail(f"{', '.join(map(str, settings.models))}: no models there")
     rows = [("NAME", "VERSION", "STATE", "TASK", "PACKED", "FLOAT32")]
     for entry in repository:
         if entry.session is None:
@@ -344,7 +358,8 @@ def _settings(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])
-        _fail(f"SIGNET_{name.upper()} or --{name.replace('_', '-')}: {first['msg']}")
+        option = f" or --{name.replace('_', '-')}" if first["loc"][0] in SERVE_OPTIONS else ""
+        _fail(f"SIGNET_{name.upper()}{option}: {first['msg'].removeprefix('Value error, ')}")
 
 
 def _check_tracing() -> None:
@@ -382,6 +397,20 @@ def _repository(settings: Settings) -> Repository:
     from app.repository import Repository
 
     return Repository(settings.models, loader(settings.threads), settings.default_model, settings.policies)
+
+
+def _log_plainly() -> None:
+    """Warnings as lines for people: what happened, to which file, and why."""
+    import logging
+
+    class Plain(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            told = [record.getMessage(), *(getattr(record, name, None) for name in ("path", "reason"))]
+            return "signet: " + ": ".join(str(part) for part in told if part)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Plain())
+    logging.getLogger("signet").handlers = [handler]
 
 
 def _fail(message: str) -> NoReturn:

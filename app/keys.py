@@ -50,8 +50,19 @@ def _digest(key: str) -> bytes:
 
 
 def read_keys(given: Iterable[SecretStr], file: Path | None) -> list[str]:
-    """The keys of a setting and of a file: one a line, empty lines and those that begin with # left out."""
+    """The keys of a setting and of a file: one a line, empty lines and those that begin with # left out.
+
+    Raises ValueError for a key that a header cannot carry as it is, and for a file that cannot be read.
+    """
     keys = [key.get_secret_value().strip() for key in given]
     if file is not None:
-        keys += [line.strip() for line in file.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text") from error
+        keys += [line.strip() for line in lines if not line.lstrip().startswith("#")]
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise ValueError("a key has characters other than those of printable ASCII")
     return [key for key in keys if key]

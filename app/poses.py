@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.errors import Problem, ServiceError
-from app.images import decode
+from app.images import Picture, decode
 from app.repository import Session
 from models.drawing import draw_people
 from models.packing.file import InputSpec, Keypoints
@@ -154,6 +154,25 @@ def _squares(boxes: Sequence[Box], width: int, height: int) -> list[Square]:
     return [Square.of_box(box) for box in boxes]
 
 
+def canvas_needed_px(width: int, height: int) -> int:
+    """The shorter side that serves a drawing; decoding keeps twice as much."""
+    return max(1, round(min(width, height) * OVERLAY_PX / max(width, height) / 2))
+
+
+def canvas_of(picture: Picture) -> Image.Image:
+    """The picture to draw into, at most `OVERLAY_PX` long."""
+    canvas = picture.image
+    if max(canvas.size) > OVERLAY_PX:
+        canvas = canvas.copy()
+        canvas.thumbnail((OVERLAY_PX, OVERLAY_PX), Image.Resampling.BICUBIC)
+    return canvas
+
+
+def on_canvas(points: NDArray[np.floating], canvas: Image.Image, width: int, height: int) -> NDArray[np.floating]:
+    """Points `[..., 2]` of a picture of `width` x `height` px as points of its canvas."""
+    return (points + 0.5) * (np.array(canvas.size) / (width, height)) - 0.5
+
+
 def prepare_people(
     data: bytes, boxes: Sequence[Box], spec: InputSpec, max_pixels: int, *, drawn: bool = False
 ) -> PreparedPeople:
@@ -166,23 +185,15 @@ def prepare_people(
 
     def needed_px(width: int, height: int) -> int:
         """The shorter side that serves every crop and the drawing; decoding keeps twice as much."""
-        shorter, longer = sorted((width, height))
         scale = size / min(square.side for square in _squares(boxes, width, height))
-        if drawn:
-            scale = max(scale, OVERLAY_PX / longer / 2)
-        return max(1, round(shorter * scale))
+        return max(1, round(min(width, height) * scale), canvas_needed_px(width, height) if drawn else 0)
 
     picture = decode(data, max_pixels=max_pixels, needed_px=needed_px)
     decoded = time.monotonic()
     _check_places(boxes, picture.width, picture.height)
     squares = _squares(boxes, picture.width, picture.height)
     pixels = [crop(picture.image, square.shrunk(picture.reduced), size, spec.mean_colour) for square in squares]
-    canvas = None
-    if drawn:
-        canvas = picture.image
-        if max(canvas.size) > OVERLAY_PX:
-            canvas = canvas.copy()
-            canvas.thumbnail((OVERLAY_PX, OVERLAY_PX), Image.Resampling.BICUBIC)
+    canvas = canvas_of(picture) if drawn else None
     return PreparedPeople(
         np.stack(pixels),
         list(boxes) or [(0.0, 0.0, float(picture.width), float(picture.height))],
@@ -228,8 +239,8 @@ def finish(prepared: PreparedPeople, heatmaps: NDArray[np.float32], keypoints: K
 def _draw(prepared: PreparedPeople, people: Sequence[Person], keypoints: Keypoints) -> bytes:
     """The picture with its people, as PNG."""
     assert prepared.canvas is not None
-    scale = np.array(prepared.canvas.size) / (prepared.width, prepared.height)
-    points = (np.stack([person.points for person in people]) + 0.5) * scale - 0.5
+    points = np.stack([person.points for person in people])
+    points = on_canvas(points, prepared.canvas, prepared.width, prepared.height)
     drawn = draw_people(prepared.canvas, points, np.stack([person.scores for person in people]), keypoints)
     encoded = BytesIO()
     drawn.save(encoded, "PNG", compress_level=1)  # a photograph hardly shrinks further, and takes ten times as long

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, FilePath, SecretStr, WithJsonSchema
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from app.keys import read_keys
 from app.versions import LATEST, VersionPolicies, VersionPolicy, read_policies, read_policy
 
 _TEXT = {"type": "string"}
@@ -162,6 +163,18 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        read_keys(keys, None)
+        return keys
+
+    @field_validator("api_keys_file", "admin_keys_file")
+    @classmethod
+    def _check_keys_file(cls, file: Path | None) -> Path | None:
+        read_keys((), file)
+        return file
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -20,7 +20,7 @@ def run(predictor: Predictor, pictures: Sequence[Path], kind: Format, out: Path 
     width = max((len(str(path)) for path in pictures), default=0) if kind is Format.TABLE else 0
     bare = kind is not Format.TABLE or out is not None
     failures = 0
-    with out.open("w", encoding="utf-8", newline="") if out is not None else nullcontext(sys.stdout) as file:
+    with _lines_of(out) as file:
         write = writer(file, kind, predictor.task, width)
         for answer in _watched(predictor.answers(pictures), len(pictures), file):
             write(answer)
@@ -31,6 +31,13 @@ def run(predictor: Predictor, pictures: Sequence[Path], kind: Format, out: Path 
     if failures:
         print(f"signet: {failures} of {len(pictures)} pictures failed", file=sys.stderr)
     return failures
+
+
+def _lines_of(out: Path | None) -> AbstractContextManager[TextIO]:
+    """The file to write to, in which names that are not UTF-8 keep their bytes; or the standard output."""
+    if out is None:
+        return nullcontext(sys.stdout)
+    return out.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _watched(answers: Iterable[Answer], total: int, file: TextIO) -> Iterator[Answer]:

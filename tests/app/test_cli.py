@@ -127,6 +127,22 @@ def test_models_says_why_one_failed(tmp_path: Path) -> None:
     assert str(path) in ended.stdout
 
 
+def test_without_models_or_pictures_the_reason_is_told(zoo: Path, tmp_path: Path) -> None:
+    photo, nowhere = tmp_path / "photo.png", tmp_path / "nowhere"
+    photo.write_bytes(pictures.png())
+    (tmp_path / "empty").mkdir()
+    for ended in (signet("models", "--models", nowhere), signet("predict", photo, "--models", nowhere)):
+        assert ended.returncode == 2
+        assert f"signet: model repository cannot be read: {nowhere}: No such file or directory" in ended.stderr
+    ended = signet("models", "--models", tmp_path / "empty")
+    assert (ended.returncode, ended.stderr) == (2, f"signet: {tmp_path / 'empty'}: no models there\n")
+    ended = signet("predict", tmp_path / "empty", "--models", zoo)
+    assert (ended.returncode, ended.stderr) == (2, f"signet: {tmp_path / 'empty'}: no pictures there\n")
+    ended = signet("predict", photo, "--models", zoo, SIGNET_ISA="bogus")
+    assert ended.returncode == 2
+    assert "SIGNET_ISA: 'bogus' is not one of" in ended.stderr
+
+
 def test_inspect_shows_the_layers(zoo: Path) -> None:
     ended = signet("inspect", zoo / "random" / "1" / "model.safetensors")
     assert ended.returncode == 0, ended.stderr
@@ -163,8 +179,9 @@ def test_inspect_of_another_file_is_a_clear_failure(tmp_path: Path) -> None:
 def test_a_wrong_setting_names_its_variable() -> None:
     ended = signet("serve", SIGNET_MAX_QUEUE_IMAGES="many")
     assert ended.returncode == 2
-    assert "SIGNET_MAX_QUEUE_IMAGES" in ended.stderr
+    assert "SIGNET_MAX_QUEUE_IMAGES: Input" in ended.stderr, "it is no option"
     assert "Traceback" not in ended.stderr
+    assert "SIGNET_PORT or --port: " in signet("serve", SIGNET_PORT="many").stderr
 
 
 def test_an_unknown_model_is_a_clear_failure(zoo: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tritonclient.http.auth import BasicAuth
 from tritonclient.utils import InferenceServerException
 
 from app.keys import Keys, Role
+from tests.app.test_cli import signet
 from tests.helpers import pictures
 from tests.helpers.requests import request
 from tests.helpers.server import Server, eventually
@@ -135,3 +136,14 @@ def test_roles() -> None:
 def test_a_missing_key_file_is_a_clear_failure(zoo: Path) -> None:
     with pytest.raises(RuntimeError, match="SIGNET_API_KEYS_FILE"):
         Server(zoo, api_keys_file="/nonexistent")
+
+
+@pytest.mark.parametrize("content", [b"good\nk\xff\n", "schl\u00fcssel".encode(), b"a\x00b"])
+def test_keys_that_no_client_could_send_are_refused_at_the_start(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    ended = signet("serve", SIGNET_ADMIN_KEYS_FILE=str(file))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("signet: SIGNET_ADMIN_KEYS_FILE: ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "schl" not in ended.stderr

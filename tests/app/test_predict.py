@@ -119,6 +119,38 @@ def test_people_are_drawn_as_the_service_draws_them(
     assert np.abs(mine - pictures.random_pixels(90, 120)).max() > 100
 
 
+def test_a_picture_that_is_decoded_small_is_drawn_so(server: Server, tmp_path: Path) -> None:
+    """It has more pixels than are decoded at full size."""
+    photo, drawn = tmp_path / "photo.jpg", tmp_path / "drawn.png"
+    photo.write_bytes(pictures.jpeg(4800, 6400))
+    ended = signet("predict", "--pose", photo, "--url", str(server.client.base_url), "-o", drawn)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    served = server.pose(photo.read_bytes(), visualize="true").content
+    mine, theirs = (np.asarray(Image.open(source)).astype(int) for source in (drawn, io.BytesIO(served)))
+    assert mine.shape == theirs.shape == (1200, 1600, 3)
+    assert np.abs(mine - theirs).mean() < 0.5
+
+
+def test_names_of_files_keep_their_bytes(server: Server, tmp_path: Path) -> None:
+    photo, out = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "answers.csv"
+    photo.write_bytes(pictures.png())
+    ended = signet("predict", photo, "--url", str(server.client.base_url), "--out", out, "--top-k", "1")
+    assert ended.returncode == 0
+    assert os.fsencode(photo) in out.read_bytes()
+
+
+def test_whoever_stops_reading_is_not_told(server: Server, folder: Path) -> None:
+    command = [sys.executable, "-m", "app.cli", "predict", str(folder), "--url", str(server.client.base_url), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        told = running.stderr.read().decode()
+    assert running.returncode == 1
+    assert "pipe" not in told.lower()
+    assert "Traceback" not in told
+
+
 def test_all_good_is_status_zero(server: Server, folder: Path) -> None:
     ended = signet("predict", folder / "deep", "--url", str(server.client.base_url))
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -170,6 +202,7 @@ def test_the_key_is_sent_and_asked_for(zoo: Path, folder: Path) -> None:
         (["--url", "SERVER", "--model", "dots", "--box", "1,2,3"], "--box: expected x,y,width,height"),
         (["--url", "SERVER", "--pose", "--model", "random"], "--pose is for pose models"),
         (["--url", "SERVER", "--pose", "--out", "a.png"], "is a picture, of one; there are 23"),
+        (["--url", "SERVER", "--api-key", "schl\u00fcssel"], "--api-key or SIGNET_API_KEY: has characters"),
         (["--url", "SERVER", "--out", "/nowhere/a.csv"], "/nowhere/a.csv: No such file or directory"),
     ],
 )

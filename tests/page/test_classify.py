@@ -269,6 +269,9 @@ def test_the_page_and_its_files_carry_strict_headers(server: Server) -> None:
         assert reply.headers["permissions-policy"].startswith("camera=(self)")
         again = server.client.get(path, headers={"Accept": "text/html", "If-None-Match": reply.headers["etag"]})
         assert again.status_code == 304
+        for part in ("bytes=0-9", "bytes=abc", "bytes=99999999-"):
+            whole = server.client.get(path, headers={"Accept": "text/html", "Range": part})
+            assert (whole.status_code, whole.content) == (200, reply.content)
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fmain.py", "%2e%2e", "main.js%00"])

@@ -35,8 +35,10 @@ router = APIRouter(tags=["operations"])
 
 
 async def static(files: StaticFiles, name: str, request: Request, headers: Mapping[str, str] = HEADERS) -> Response:
-    """One file of a folder, or 304 where the client has it. Raises HTTPException 404."""
-    response = await files.get_response(name, request.scope)
+    """One file of a folder, whole, or 304 where the client has it. Raises HTTPException 404."""
+    scope = request.scope
+    scope["headers"] = [(header, value) for header, value in scope["headers"] if header != b"range"]
+    response = await files.get_response(name, scope)
     response.headers.update(headers)
     return response
 
