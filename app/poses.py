@@ -239,8 +239,8 @@ def finish(prepared: PreparedPeople, heatmaps: NDArray[np.float32], keypoints: K
 def _draw(prepared: PreparedPeople, people: Sequence[Person], keypoints: Keypoints) -> bytes:
     """The picture with its people, as PNG."""
     assert prepared.canvas is not None
-    points = np.stack([person.points for person in people])
-    points = on_canvas(points, prepared.canvas, prepared.width, prepared.height)
+    found = np.stack([person.points for person in people])
+    points = on_canvas(found, prepared.canvas, prepared.width, prepared.height)
     drawn = draw_people(prepared.canvas, points, np.stack([person.scores for person in people]), keypoints)
     encoded = BytesIO()
     drawn.save(encoded, "PNG", compress_level=1)  # a photograph hardly shrinks further, and takes ten times as long

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
 from typing import Annotated
 
@@ -25,9 +25,13 @@ from models.latent import (
     fresh_spread,
     reconstruct_once,
 )
+from models.quantized import PixelConv2d
 from models.resnet import ResNet, ResNetConfig
 
 NetworkConfig = Annotated[ResNetConfig | HourglassConfig | ConvNetConfig, Field(discriminator="architecture")]
+
+OF_OUTPUTS = ("head", "heads", "heatmaps_back")
+"""The parts of a network whose shape depends on its classes or keypoints."""
 
 DISTANCES = (0.1, 1.9)
 """How far from 0 the copies of a weight are put, in its own distance: near enough to part soon, none at 0 itself."""
@@ -58,8 +62,9 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
 
     `source` may be the real-valued twin, the first of two stages, or have another latent: the signs of each binary
     layer become those of the source's weights, decomposed anew, and their spread that of fresh weights, so that the
-    straight-through window is as open as at any start. Other parameters and statistics are copied where both have them
-    (so an RPReLU takes the slopes of a PReLU).
+    straight-through window is as open as at any start. Real convolutions, linear layers and norms must be the source's
+    too, but for what depends on the classes or keypoints. Other parameters and statistics are copied where both have
+    them (so an RPReLU takes the slopes of a PReLU); how pixels are normalised is the network's own.
 
     If `network` has a whole number of times the source's width, it starts as the same function (Net2Net's wider
     network, Chen et al. 2016): every channel stands there so many times over, and what reads them is divided by that
@@ -74,16 +79,19 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
     if architecture != config.architecture:
         raise ValueError(f"is a {architecture}; this network is a {config.architecture}")
     modules = dict(source.named_modules())
-    latent = {id(p) for module in network.modules() if isinstance(module, Latent) for p in module.parameters()}
+    own = {id(p) for module in network.modules() if isinstance(module, Latent) for p in module.parameters()}
+    own |= {id(b) for module in network.modules() if isinstance(module, PixelConv2d) for b in module.buffers()}
     theirs = source.state_dict()
     copies = _copies(config, source.config)  # type: ignore[arg-type]
+    copied: set[str] = set()
     with torch.no_grad():
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            if id(value) in latent or name not in theirs:
+            if id(value) in own or name not in theirs:
                 continue
             start = _widened(theirs[name], value.shape, copies)
             if start is not None:
                 value.copy_(start)
+                copied.add(name)
         for name, layer in network.named_modules():
             if not isinstance(layer, BinaryConv2d | BinaryLinear):
                 continue
@@ -97,6 +105,10 @@ def start_from(network: nn.Module, source: nn.Module) -> None:
                 if f"{name}.scale.alpha" in theirs:
                     layer.scale.get_parameter("alpha").div_(copies)
             layer.latent = PlainLatent(_as_fresh(start))
+    for name, parameter in _real_parameters(network):
+        if name not in copied:
+            found = f"the shape {tuple(theirs[name].shape)}" if name in theirs else "none there"
+            raise ValueError(f"{name}: has the shape {tuple(parameter.shape)}; the source has {found}")
     # Random factors would forget what was trained.
     network.holistic = assign_latents(network, config.latent.model_copy(update={"init": "decomposition"}))
 
@@ -129,10 +141,19 @@ def renew_latents(network: nn.Module) -> list[nn.Parameter]:
         for module in network.modules():
             if isinstance(module, PlainLatent | MatrixLatent | TuckerLatent):
                 weight = module.to_tensor()
+                if not weight.isfinite().all():  # of a run that diverged; it has no decomposition
+                    continue
                 holistic = isinstance(module, HolisticLatent)
                 module.decompose(torch.stack([_as_fresh(one) for one in weight]) if holistic else _as_fresh(weight))
                 changed += module.parameters()
     return changed
+
+
+def _real_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Those of real convolutions, linear layers and norms that do not depend on the classes or keypoints."""
+    for prefix, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and prefix.split(".")[0] not in OF_OUTPUTS:
+            yield from module.named_parameters(prefix, recurse=False)
 
 
 def _as_fresh(weight: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training.errors import TrainingError
+from training.reporting import VALIDATION_PREFIX
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -45,6 +46,8 @@ class Checkpoints(Callback):
         self.best: float | None = None
         self.received: int | None = None
         self._received_at = 0.0
+        self._process = os.getpid()
+        self._validated = False
         self._previous: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,8 +59,12 @@ class Checkpoints(Callback):
         self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics with the weights that they were measured on."""
-        checkpoint["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        """Keep the metrics; of the validation's only those that were measured on these weights."""
+        checkpoint["metrics"] = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith(VALIDATION_PREFIX)
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals (possible in the main thread alone).
@@ -68,6 +75,14 @@ class Checkpoints(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self.receive)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The weights are about to change."""
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The weights have been measured."""
+        self._validated = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -86,19 +101,19 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last, and the best if it is; end here if a signal came."""
-        value = trainer.callback_metrics.get(self.metric)
+        value = trainer.callback_metrics.get(self.metric) if self._validated else None
         improved = value is not None and (self.best is None or float(value) > self.best)
         if value is not None and improved:
             self.best = float(value)
         self._save(trainer)
         if improved and trainer.is_global_zero:
-            partial = self.folder / (BEST + ".partial")
-            shutil.copyfile(self.folder / LAST, partial)
-            partial.replace(self.folder / BEST)
+            self._copy_best(self.folder / LAST)
         self._end_if_asked(trainer, saved=True)
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """Remember a signal; a later one takes its usual effect."""
+        """Remember a signal; a later one takes its usual effect. Workers, forked from the process, ignore theirs."""
+        if os.getpid() != self._process:
+            return
         now = time.monotonic()
         if self.received is not None:
             # Under torchrun one Ctrl-C arrives twice at once: from the terminal and from torchrun.
@@ -120,6 +135,16 @@ class Checkpoints(Callback):
             self._save(trainer)
         raise Interrupted(self.received or signal.SIGTERM)
 
+    def take_best(self, folder: Path) -> None:
+        """Have the best checkpoint of `folder`, where the run began, if this one has none."""
+        if (folder / BEST).is_file() and not (self.folder / BEST).exists():
+            self._copy_best(folder / BEST)
+
+    def _copy_best(self, source: Path) -> None:
+        partial = self.folder / (BEST + ".partial")
+        shutil.copyfile(source, partial)
+        partial.replace(self.folder / BEST)
+
     def _save(self, trainer: Trainer) -> None:
         partial = self.folder / (LAST + ".partial")
         trainer.save_checkpoint(partial)
@@ -128,15 +153,24 @@ class Checkpoints(Callback):
         trainer.strategy.barrier()  # whichever process reads it next reads this one
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run, or of many. Raises TrainingError naming it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output: {folder}: cannot be made a folder: {error.strerror or error}") from error
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package. Raises TrainingError if it is none; runs none of its code."""
     if not path.is_file():
         raise TrainingError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged or foreign file raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+        raise TrainingError(f"{path}: is no checkpoint of signet train, or a damaged one") from error
     parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(parameters, dict) or "recipe" not in parameters or "state_dict" not in content:
         raise TrainingError(f"{path}: is no checkpoint of signet train: hyper_parameters.recipe is missing")

@@ -11,10 +11,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from models.latent import anneal
 from models.networks import build, end_latents
 from models.packing.file import InputSpec
 from models.quantized import set_pixels
 from training import latent_phase, optimizer, schedule
+from training.errors import TrainingError
 from training.recipe import Recipe, check_recipe
 from training.teacher import Ensemble, load_teacher
 
@@ -43,7 +45,10 @@ class NetworkModule(LightningModule):
         self.save_hyperparameters({"recipe": recipe, "input": input, "provenance": provenance or {}, **outputs})
         self.recipe: Recipe = check_recipe(recipe, "checkpoint")
         self.spec = InputSpec.model_validate(input)
-        self.network = build(self.recipe.model)
+        try:
+            self.network = build(self.recipe.model)
+        except ValueError as error:
+            raise TrainingError(f"model.latent.rank: {error}") from error
         set_pixels(self.network, self.spec.mean, self.spec.std)
         self.place()
         if self.recipe.training.compile:
@@ -117,10 +122,11 @@ class NetworkModule(LightningModule):
         return optimizer.make(self.network, self.recipe.training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of the step that this batch belongs to."""
+        """Set the learning rate, and the temperature of annealed signs, of the step that this batch belongs to."""
         training = self.recipe.training
         steps = int(self.trainer.estimated_stepping_batches)
         now = schedule.rate(self.global_step, steps, training)
         for one in self.trainer.optimizers:
             optimizer.set_rate(one, training.learning_rate, now)
+        anneal(self.network, self.global_step / steps)
         self.log("learning_rate", training.learning_rate * now.scale)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from models.latent import Latent
 from training.muon import Muon, Together, matrix_shapes
 from training.recipe import Training
-from training.schedule import Rate
+from training.schedule import HIGH_MOMENTUM, Rate
 
 
 def parameter_groups(network: nn.Module, training: Training) -> list[dict[str, Any]]:
@@ -50,7 +50,8 @@ def make(network: nn.Module, training: Training) -> Optimizer:
     """The recipe's optimiser over all parameters of `network`."""
     groups = parameter_groups(network, training)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+        momentum = HIGH_MOMENTUM if training.schedule == "onecycle" else training.momentum
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=momentum, nesterov=momentum > 0)
     if training.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=training.learning_rate)
     if training.optimizer == "muon":

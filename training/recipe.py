@@ -25,6 +25,7 @@ from training.pose.config import CocoData, LspetData, MpiiData, PoseData
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 EXPECTED = ", expected "
 SidePx = Annotated[int, Field(ge=8, le=4096)]
@@ -133,8 +134,9 @@ class Training(_Part):
     epochs : passes over the training images.
     batch_size : images of one optimiser step, over all processes and accumulation steps.
     accumulate : a step's images are computed in this many parts, to save memory.
-    optimizer, momentum, betas : momentum is sgd's, betas are Adam's; rmsprop has neither. `muon` is Muon, with its own
-        momentum, for latent matrices (factors, cores, plain weights) and Adam for all else.
+    optimizer, momentum, betas : momentum is sgd's (Nesterov's), betas are Adam's; rmsprop has neither. `muon` is Muon,
+        with its own momentum, for latent matrices (factors, cores, plain weights) and Adam for all else. Under
+        `onecycle` the momentum and the first beta are the schedule's, not these.
     learning_rate : the highest rate of the schedule.
     latent_learning_rate_scale : multiplies the rate of latent parameters (factors, cores, plain weights).
     latent_share : share of the run, rounded to whole epochs, in which W is reconstructed from its latent; from then on
@@ -143,23 +145,25 @@ class Training(_Part):
         begins anew with its factors; none = never.
     weight_decay : of real weights; parameters that are vectors (batch norm, scales, slopes) get none.
     latent_weight_decay : of latent parameters: decay shrinks W and with it the distance to a change of sign.
-    schedule : `onecycle` rises from 1/25 of the rate and falls to nothing along cosines, Adam's first beta moving
-        against it; `cosine` the same with constant betas; `step` falls tenfold after each of `step_epochs`;
-        `constant` stays.
+    schedule : `onecycle` rises from 1/25 of the rate and falls to nothing along cosines, sgd's momentum or Adam's first
+        beta moving against it, between 0.95 and 0.85; `cosine` the same with constant momentum and betas; `step` falls
+        tenfold after each of `step_epochs`; `constant` stays.
     warmup_share : share of the run in which the rate rises; linear from 1/25 where the schedule is not `onecycle`.
     start_from : a checkpoint of a network of the same shape whose weights are the start: the real-valued twin
         (`model.real`), the first of two stages (`model.binarize: activations`), or another latent; or a packed model,
         which keeps no more than the signs: each W is then as far from 0 as the others of its layer. Of either a
         narrower one will do, if `model.width` is a whole number of times its width: training starts as its function.
+        The head may be for other classes or keypoints.
     teacher : a checkpoint whose outputs (logits, heatmaps) are learned too, such as the real-valued twin's or a
         convnet's (recipes/cifar10_teacher.yaml); or a packed model, which the xnor engine runs; or a list of them: then
         the mean of their outputs is learned (Hinton et al. 2015).
     distillation_weight : the teacher's share of the loss.
-    distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015).
+    distillation_temperature : divides logits before the teacher's are compared (Hinton et al. 2015); for
+        classification.
     mixup_alpha : pairs of pictures are mixed by shares drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = never;
         for classification.
     ema_decay : validate and save an exponential moving average of the weights; 0 = the weights themselves.
-    label_smoothing : share of the target that is spread over all classes.
+    label_smoothing : share of the target that is spread over all classes; for classification.
     gradient_clip : largest norm of all gradients together; 0 = no limit.
     precision : `bf16-mixed` or `32-true`.
     channels_last : NHWC memory, which is faster for convolutions.
@@ -174,7 +178,7 @@ class Training(_Part):
     accumulate: Annotated[int, Field(ge=1)] = 1
     optimizer: Literal["adam", "adamw", "muon", "rmsprop", "sgd"] = "adam"
     momentum: Share = 0.9
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     learning_rate: Positive = 2e-3
     latent_learning_rate_scale: Positive = 1.0
     latent_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -210,6 +214,9 @@ class Training(_Part):
         return self
 
 
+CLASSIFICATION_ALONE = ("mixup_alpha", "label_smoothing", "distillation_temperature")
+"""Fields of the training that have no meaning for poses."""
+
 BEST_BY = {
     "cifar10": "val_top1",
     "imagefolder": "val_top1",
@@ -244,8 +251,12 @@ class Recipe(_Part):
                 f"task: is {self.task!r}, which needs {needed}; the recipe has a {self.model.architecture} "
                 f"and {self.data.name}"
             )
-        if pose and self.training.mixup_alpha:
-            raise ValueError("training.mixup_alpha: joints of two people cannot be mixed; expected 0 for task 'pose'")
+        for name in CLASSIFICATION_ALONE if pose else ():
+            found, default = getattr(self.training, name), Training.model_fields[name].default
+            if found != default:
+                raise ValueError(
+                    f"training.{name}: is {found}, expected {default:g} for task 'pose', which has no classes"
+                )
         return self
 
     @property
@@ -304,6 +315,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):  # construct_mapping has its say
+            continue
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"{key_node.value} is given twice", key_node.start_mark)
         seen.add(key_node.value)
@@ -320,6 +333,8 @@ def _parse(source: str, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
         raise TrainingError(f"{source}:{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError:
+        raise TrainingError(f"{source}: is nested too deep") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

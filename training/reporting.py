@@ -23,6 +23,7 @@ from rich.progress import (
 
 EPOCHS_FILE = "epochs.csv"
 STEP_SUFFIX = "_step"
+VALIDATION_PREFIX = "val_"
 # Of each metric that a line shows: its label, decimals and unit.
 SHOWN = {
     "train_loss": ("loss", 4, ""),
@@ -105,7 +106,7 @@ class Reporter(Callback):
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if not name.endswith(STEP_SUFFIX) and (self._validated or not name.startswith("val_"))
+            if not name.endswith(STEP_SUFFIX) and (self._validated or not name.startswith(VALIDATION_PREFIX))
         }
         gone = time.monotonic() - self._run_start
         row = {"epoch": str(trainer.current_epoch + 1), "step": str(trainer.global_step)}

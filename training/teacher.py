@@ -14,6 +14,7 @@ from models.networks import restore, start_from
 from models.packing.file import InputSpec, PackedFileError, PackedHeader, read
 from models.packing.unpack import unpack
 from training.checkpoints import load_checkpoint
+from training.difference import first_difference
 from training.errors import TrainingError
 from training.packed import SUFFIX, Predict, load_packed
 from training.recipe import check_recipe
@@ -71,7 +72,8 @@ def load_teacher(paths: Sequence[Path], parameters: dict[str, Any]) -> Ensemble:
             raise TrainingError(f"training.teacher: {error}") from error
         for name in MEANINGS:
             if theirs.get(name) != parameters.get(name):
-                raise TrainingError(f"training.teacher: {path}: has another {name} than this run")
+                field, found, expected = first_difference(name, theirs.get(name), parameters.get(name))
+                raise TrainingError(f"training.teacher: {path}: has {field} {found}; this run has {expected}")
         networks.append(network)
     teacher = Ensemble(networks).eval()
     teacher.requires_grad_(False)
@@ -84,8 +86,14 @@ def start(network: nn.Module, path: Path, images: Callable[[], Tensor]) -> None:
     `images` gives normalised images [N, 3, H, W], from which a packed model's batch norms take what the file does not
     keep. Raises TrainingError.
     """
+    if path.suffix != SUFFIX:
+        try:
+            source = _load(path)[0]
+        except TrainingError as error:
+            raise TrainingError(f"training.start_from: {error}") from error
     try:
-        source = unpack(read(path), images()) if path.suffix == SUFFIX else _load(path)[0]
+        if path.suffix == SUFFIX:
+            source = unpack(read(path), images())
         start_from(network, source)
     except PackedFileError as error:
         raise TrainingError(f"training.start_from: {error}") from error

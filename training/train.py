@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from models.convnet import ConvNet
 from training import latent_phase, teacher
-from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint
+from training.checkpoints import BEST, LAST, Checkpoints, Interrupted, load_checkpoint, make_folder
 from training.classification import Classifier
 from training.data import catalog
 from training.data.dataset import Dataset
 from training.data.module import ClassificationData, RecipeData
+from training.difference import first_difference
 from training.errors import TrainingError
 from training.latent_renewal import LatentRenewal
 from training.module import NetworkModule
@@ -50,7 +51,7 @@ class Outcome:
     ----------
     last : the checkpoint of the end.
     metric : the name of the validation metric that decides.
-    best : the checkpoint where it was highest, `best_value` per cent; None if nothing was validated.
+    best : the checkpoint where it was highest, `best_value` per cent; None if there is none.
     metrics : the last value of each logged metric.
     signal : number of the signal that ended the run early; None if it ran to its end.
     """
@@ -98,7 +99,7 @@ def train(
     dataset = dataset or load_data(recipe, data_root)
     recipe = fit_to_data(recipe, dataset)
     if checkpoint is not None:
-        _check_same_run(checkpoint, recipe)
+        _check_same_run(checkpoint, recipe, dataset)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     _quieten()
@@ -109,11 +110,13 @@ def train(
             break
         checkpoint = folder / LAST
     atexit.register(_leave_processes)
-    best = None if fitted.best is None else folder / BEST
+    best = folder / BEST if fitted.best is not None and (folder / BEST).is_file() else None
+    last = folder / LAST
     metrics = {name: float(value) for name, value in fitted.trainer.callback_metrics.items()}
     if checkpoint is not None and not metrics:  # of a run's end: there was nothing left to train
         metrics = load_checkpoint(checkpoint)["metrics"]
-    return Outcome(folder / LAST, recipe.metric, best, fitted.best, metrics, fitted.signal)
+        last = last if last.exists() else checkpoint
+    return Outcome(last, recipe.metric, best, fitted.best, metrics, fitted.signal)
 
 
 class _Fitted(NamedTuple):
@@ -149,6 +152,8 @@ def _fit(
     if recipe.training.renew_latents_every:
         own.insert(0, LatentRenewal(recipe.training.renew_latents_every))
     trainer = make_trainer(recipe, folder, [*callbacks, *own])
+    if checkpoint is not None and trainer.is_global_zero:
+        checkpoints.take_best(checkpoint.parent)
     number = None
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -187,7 +192,7 @@ def _of_task(recipe: Recipe, dataset: Dataset | PoseDataset) -> tuple[NetworkMod
 def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer as the recipe wants it; under torchrun, one of its processes."""
     training = recipe.training
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // local_world
     return pl.Trainer(
@@ -259,26 +264,29 @@ def _resume_from(resume: str | None, folder: Path) -> Path | None:
     return Path(resume)
 
 
-def _check_same_run(checkpoint: Path, recipe: Recipe) -> None:
-    """Raise TrainingError unless the checkpoint's weights and optimiser fit the recipe."""
+def _check_same_run(checkpoint: Path, recipe: Recipe, dataset: Dataset | PoseDataset) -> None:
+    """Raise TrainingError unless the checkpoint's weights and optimiser fit the recipe, and its outputs the data."""
     # A field that the checkpoint's recipe does not know yet has its default.
     source = f"{checkpoint}: hyper_parameters.recipe"
-    before = check_recipe(load_checkpoint(checkpoint)["hyper_parameters"]["recipe"], source).plain()
+    parameters = load_checkpoint(checkpoint)["hyper_parameters"]
+    before = check_recipe(parameters["recipe"], source).plain()
     now = recipe.plain()
     fixed = ("accumulate", "batch_size", "optimizer")
     pairs = [("model", before["model"], now["model"])]
     pairs += [(f"training.{name}", before["training"][name], now["training"][name]) for name in fixed]
     for field, old, new in pairs:
         if old != new:
-            field, old, new = _difference(field, old, new)
-            raise TrainingError(f"{checkpoint}: was trained with {field} {old!r}; the recipe says {new!r}")
-
-
-def _difference(field: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    while isinstance(old, Mapping) and isinstance(new, Mapping):
-        key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
-        field, old, new = f"{field}.{key}", old.get(key), new.get(key)
-    return field, old, new
+            field, old, new = first_difference(field, old, new)
+            raise TrainingError(f"{checkpoint}: was trained with {field} {old}; the recipe says {new}")
+    named: dict[str, Any] = (
+        {"keypoints": dataset.keypoints.model_dump(mode="json")}
+        if isinstance(dataset, PoseDataset)
+        else {"class_names": list(dataset.class_names)}
+    )
+    for field, new in named.items():
+        if parameters.get(field) != new:
+            field, old, new = first_difference(field, parameters.get(field), new)
+            raise TrainingError(f"{checkpoint}: was trained with {field} {old}; the data set {dataset.name} has {new}")
 
 
 def provenance(dataset: Dataset | PoseDataset) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from models.latent.decomposition import (
     PlainLatent,
     TuckerLatent,
 )
-from models.latent.layers import BinaryConv2d, BinaryLinear, RPReLU, fresh_spread
+from models.latent.layers import BinaryConv2d, BinaryLinear, RPReLU, anneal, fresh_spread
 from models.latent.scale import ScaleKind
 from models.latent.sign import Sign, SteKind, ste_sign
 
@@ -34,6 +34,7 @@ __all__ = [
     "Sign",
     "SteKind",
     "TuckerLatent",
+    "anneal",
     "assign_latents",
     "fresh_spread",
     "reconstruct_once",

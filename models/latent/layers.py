@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.latent.decomposition import Latent, PlainLatent
 from models.latent.scale import OutputScale, ScaleKind, analytic_scale
-from models.latent.sign import SteKind, ste_sign
+from models.latent.sign import Sign, SteKind, annealed_temperature, ste_sign, temperature_of
 
 SMALLEST_SIZE = 1e-12
 
@@ -29,8 +29,11 @@ class _BinaryLayer(nn.Module):
     """A layer with weights `sign(latent)` and an output scale. Its inputs are in {-1, +1}.
 
     `real_weights` is for the first of two stages of training: the weights are W itself, each filter divided by its
-    mean |W|, so that they are of the size of the signs that replace them in the second.
+    mean |W|, so that they are of the size of the signs that replace them in the second. `temperature` (a buffer, 0-d)
+    belongs to the `annealed` estimator.
     """
+
+    temperature: Tensor | None
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class _BinaryLayer(nn.Module):
         self.latent: Latent = PlainLatent(weight)
         self.scale = OutputScale(weight, scale, output_size)
         self.ste: SteKind = ste
+        self.register_buffer("temperature", temperature_of(ste))
         self.clamp_quantile, self.real_weights = clamp_quantile, real_weights
 
     def binary_weight(self) -> Tensor:
@@ -62,7 +66,7 @@ class _BinaryLayer(nn.Module):
         return weight.detach().abs().mean() * -log(2 - 2 * self.clamp_quantile)
 
     def _signs(self, weight: Tensor) -> Tensor:
-        return ste_sign(weight, self.ste, window=self.window(weight))
+        return ste_sign(weight, self.ste, self.temperature, self.window(weight))
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """What multiplies the input, and W."""
@@ -159,6 +163,13 @@ class RPReLU(nn.Module):
         shape = (-1, *[1] * (x.ndim - 2))
         shifted = x - self.shift_in.to(x.dtype).reshape(shape)
         return F.prelu(shifted, self.weight.to(x.dtype)) + self.shift_out.to(x.dtype).reshape(shape)
+
+
+def anneal(network: nn.Module, progress: float) -> None:
+    """Set the temperature of all `annealed` signs, of activations and weights, after a share of the run."""
+    for module in network.modules():
+        if isinstance(module, Sign | BinaryConv2d | BinaryLinear) and module.temperature is not None:
+            module.temperature.fill_(annealed_temperature(progress))
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

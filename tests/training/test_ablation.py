@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from models.latent import HolisticLatent, LatentConfig
 from models.networks import build
 from models.resnet import ResNetConfig
 from training.ablation.plan import Ablation
-from training.ablation.report import markdown
+from training.ablation.report import markdown, write_report
 from training.ablation.spectrum import StepStatistics, effective_rank, singular_values
 from training.ablation.work import RESULT_FILE, Result, tuned, work
 from training.commands import commands
@@ -99,13 +100,31 @@ def test_every_arm_is_tuned_with_the_same_values_and_compared_with_its_own(
 
 
 def test_a_loss_is_tuned_downwards(ablation_of: Callable[..., Ablation], tmp_path: Path) -> None:
-    ablation = ablation_of(tune={**RAW["tune"], "measure": "val_top1_loss"})
+    ablation = ablation_of(tune={**RAW["tune"], "measure": "val_loss"})
     for run in ablation.search_runs():
         folder = tmp_path / run.folder
         folder.mkdir()
-        metrics = {"val_top1_loss": run.recipe.training.learning_rate}
+        metrics = {"val_loss": run.recipe.training.learning_rate}
         (folder / RESULT_FILE).write_text(json.dumps({"metrics": metrics, "seconds": 1}))
     assert set(tuned(ablation, tmp_path).values()) == {0.001}
+
+
+def test_a_run_that_diverged_is_not_chosen_and_stands_in_the_tables(
+    ablation_of: Callable[..., Ablation], tmp_path: Path
+) -> None:
+    ablation = ablation_of(tune={**RAW["tune"], "values": [0.004, 0.001]})
+
+    def figure(recipe: Any, seed: int) -> float:
+        return (
+            math.nan
+            if recipe.training.learning_rate == 0.004 or (recipe.model.latent.kind, seed) == ("matrix", 1)
+            else 5.0
+        )
+
+    finish(ablation, tmp_path, figure)
+    assert tuned(ablation, tmp_path) == {("plain",): 0.001, ("matrix",): 0.001}
+    write_report(ablation, tmp_path)
+    assert "| matrix | 0.001 | 2 | nan ± nan | +nan ± nan |" in (tmp_path / "table.md").read_text()
 
 
 def test_equal_recipes_are_one_run_whatever_grid_they_stand_in(ablation_of: Callable[..., Ablation]) -> None:
@@ -218,6 +237,11 @@ def test_workers_side_by_side_share_the_runs(
         ({"grid": {}}, r"ablation\.yaml: grid: "),
         ({"recipe": "other.yaml"}, r"other\.yaml: cannot be read"),
         ({"set": {"training.epoch": 1}}, r"did you mean epochs"),
+        (
+            {"tune": {**RAW["tune"], "measure": "trainloss"}},
+            r"tune\.measure: is 'trainloss', expected one of train_loss, ",
+        ),
+        ({"baseline": {"model.latent.kin": "plain"}}, r"ablation\.yaml: baseline: .*did you mean kind"),
     ],
 )
 def test_mistakes_are_named(changes: Raw, message: str, ablation_of: Callable[..., Ablation]) -> None:
@@ -328,6 +352,22 @@ def test_singular_values_against_numpy() -> None:
     for name, weight in latent_weights(net):
         expected = np.linalg.svd(weight.double().numpy().reshape(len(weight), -1), compute_uv=False)
         np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_that_are_not_finite_have_no_singular_values() -> None:
+    module, callback = Module(network("plain")), StepStatistics()
+    trainer = SimpleNamespace(num_training_batches=1, accumulate_grad_batches=1, global_step=0)
+    first = next(iter(dict(latent_weights(module.network)).values()))
+    with torch.no_grad():
+        first[0, 0, 0, 0] = torch.nan
+    found = list(singular_values(module.network).values())
+    assert all(map(math.isnan, found[0]))
+    assert not any(map(math.isnan, found[1]))
+    assert math.isnan(effective_rank(found[0]))
+    callback.on_before_optimizer_step(trainer, module, None)  # type: ignore[arg-type]
+    callback.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+    assert math.isnan(module.logged["step_rank"])
 
 
 def test_each_run_gets_the_data_that_its_recipe_names(

@@ -26,3 +26,13 @@ def test_only_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     now[0] += 1
     callback.receive(signal.SIGINT)
     assert killed == [signal.SIGINT]
+
+
+def test_a_forked_worker_leaves_signals_to_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = checkpoints.Checkpoints(tmp_path, "val_top1")
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    callback.receive(signal.SIGINT)
+    assert callback.received is None
+    assert capfd.readouterr().err == ""

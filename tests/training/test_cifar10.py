@@ -174,6 +174,19 @@ def test_an_npz_that_does_not_add_up(changes: dict[str, Any], message: str, tmp_
         cifar10.read(tmp_path)
 
 
+def test_what_is_no_archive_or_a_damaged_compressed_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10_jpeg.npz"
+    np.savez_compressed(path, **npz_arrays())
+    content = bytearray(path.read_bytes())
+    content[300:340] = bytes(40)
+    path.write_bytes(content)
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    for file in (path, tmp_path / "a.npz"):
+        with pytest.raises(TrainingError, match=rf"{file.name}: cannot be read as CIFAR-10 JPEGs"):
+            cifar10.read(file)
+
+
 def test_a_truncated_npz_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cifar10_jpeg.npz"
     np.savez(path, **npz_arrays())

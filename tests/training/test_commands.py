@@ -94,13 +94,16 @@ def test_mistakes_are_one_line_on_stderr_and_status_2(
     cifar_batches: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SIGNET_DATA", raising=False)
-    ckpt = tmp_path / "none.ckpt"
+    ckpt, ablation = tmp_path / "none.ckpt", tmp_path / "ablation.yaml"
+    ablation.write_text(f"{{name: a, recipe: {recipe_file}, seeds: [0], grids: {{g: {{seed: [0]}}}}}}")
     cases = {
         ("train", tmp_path / "none.yaml"): "none.yaml: cannot be read",
         ("train", recipe_file): "data.root: nothing says where cifar10 lies",
         ("train", recipe_file, "--set", "training.epoch=2"): "did you mean epochs?",
         ("train", recipe_file, "--data", tmp_path / "nowhere"): "--data: ",
         ("train", recipe_file, "--data", cifar_batches, "--resume", ckpt): "none.ckpt: no such checkpoint",
+        ("train", recipe_file, "--data", cifar_batches, "-o", recipe_file): "--output: ",
+        ("ablate", ablation, "--data", cifar_batches, "-o", recipe_file): "tiny.yaml: cannot be made a folder: ",
         ("evaluate", ckpt): "none.ckpt: no such checkpoint",
         ("evaluate", ckpt, "--set", "data.name=cifar10"): "--set: overrides fields of --recipe",
         ("pack", ckpt): "none.ckpt: ",
@@ -108,7 +111,9 @@ def test_mistakes_are_one_line_on_stderr_and_status_2(
         ("pack", ckpt, "-o", tmp_path / "a.safetensors", "--name", "n"): "--name, --version: belong to",
     }
     for arguments, message in cases.items():
-        result = run(*arguments, *(("-o", tmp_path / "run") if arguments[0] == "train" else ()))
+        result = run(
+            *arguments, *(("-o", tmp_path / "run") if arguments[0] == "train" and "-o" not in arguments else ())
+        )
         assert result.exit_code == 2, arguments
         assert len(result.stderr.splitlines()) == 1
         assert result.stderr.startswith("signet: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training import evaluate, train
 from training.classification import count
 from training.data import cifar10
 from training.errors import TrainingError
+from training.packed import load_packed
 from training.recipe import ImageFolderData, check_recipe
 
 ENGINE = importlib.util.find_spec("models.xnor") is not None and hasattr(__import__("models.xnor").xnor, "Session")
@@ -133,3 +135,14 @@ def test_large_pictures_train_from_files(picture_folder: Path, raw_recipe: dict[
     outcome = train.train(check_recipe(raw, "test"), data_root=picture_folder, output=tmp_path)
     result = evaluate.evaluate(outcome.last, data_root=picture_folder)
     assert (result.images, result.top1) == (6, pytest.approx(outcome.metrics["val_top1"]))
+
+
+@pytest.mark.skipif(not ENGINE, reason="the xnor engine is not built")
+def test_an_engine_that_cannot_run_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("models/zoo/cifar10-resnet18-half/1/model.safetensors")
+    monkeypatch.setenv("SIGNET_ISA", "bogus")
+    with pytest.raises(TrainingError, match=r"^SIGNET_ISA: 'bogus' is not one of this machine's instruction sets"):
+        load_packed(path)
+    monkeypatch.setitem(sys.modules, "models.xnor", None)
+    with pytest.raises(TrainingError, match=r"model\.safetensors: needs the compiled xnor engine, which is missing$"):
+        load_packed(path)

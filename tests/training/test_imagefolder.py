@@ -131,6 +131,31 @@ def test_too_few_pictures_to_hold_any_out(picture_folder: Path, tmp_path: Path) 
         imagefolder.read(tmp_path, config())
 
 
+def test_the_middle_is_resized_as_if_the_whole_were() -> None:
+    random = np.random.default_rng(0)
+    for height, width, side, short_side in ((120, 90, 32, 40), (33, 71, 24, 24), (30, 30, 30, 30), (9, 40, 32, 36)):
+        picture = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        picture = picture.resize(
+            (2 * width, 2 * height), Image.Resampling.BICUBIC
+        )  # neighbours are alike, as in photographs
+        scale = short_side / min(picture.size)
+        whole = picture.resize(tuple(round(n * scale) for n in picture.size), Image.Resampling.BILINEAR)
+        left, top = (whole.width - side) // 2, (whole.height - side) // 2
+        expected = np.asarray(whole, int)[top : top + side, left : left + side]
+        assert np.abs(centre_crop(picture, side, short_side) - expected).max() <= 2  # each of two passes rounds
+
+
+def test_a_strip_is_cut_before_it_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it would be 256 x 16,768,000 px."""
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k)
+    )
+    assert centre_crop(Image.new("RGB", (1, 65_500), (9, 8, 7)), 224, 256).tolist() == [[[9, 8, 7]] * 224] * 224
+    assert sizes == [(224, 224)]
+
+
 def test_random_crops_are_reproducible_and_within_the_limits() -> None:
     """Of a picture whose red is its row and green its column, a crop's corners tell what was cut out."""
     rows, columns = np.mgrid[0:200, 0:240].astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.latent import MatrixLatent, PlainLatent, TuckerLatent
+from models.latent import LatentConfig, MatrixLatent, PlainLatent, TuckerLatent
 from models.networks import build, renew_latents
 from models.resnet import ResNetConfig
 from tests.helpers.training import Raw, assert_same_weights, recipe_of, signal_at, with_model
@@ -138,3 +138,14 @@ def test_every_kind_trains_with_renewals(cifar_batches: Path, raw_recipe: Raw, t
         recipe = recipe_of(with_model(raw_recipe, latent={"kind": kind}), epochs=1, renew_latents_every=1)
         outcome = training.train(recipe, data_root=cifar_batches, output=tmp_path / kind)
         assert 0 <= outcome.metrics["val_top1"] <= 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_diverged_is_left_alone(kind: Any) -> None:
+    net = build(ResNetConfig(width=0.125, latent=LatentConfig(kind=kind)))
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, PlainLatent | MatrixLatent | TuckerLatent):
+                for parameter in module.parameters():
+                    parameter.fill_(torch.nan)
+    assert renew_latents(net) == []

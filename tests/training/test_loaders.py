@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -165,3 +167,27 @@ def test_files_are_read_alike_by_any_number_of_workers(workers: int, picture_fol
     stopped.load_state_dict({"epoch": 1, "batch": 2})
     stopped.set_epoch(1)
     assert same(list(stopped), epoch_of(loader(0), 1)[2:])
+
+
+def test_a_worker_is_in_a_process_group_of_its_own(picture_folder: Any) -> None:
+    """A signal to the run's group, such as a scheduler sends, is the run's to answer, which needs its workers."""
+    files = read(picture_folder, ImageFolderData(name="imagefolder", image_size=32, storage="files")).train
+    assert isinstance(files, Files)
+    others = multiprocessing.active_children()
+    batches = iter(FileLoader(files, BatchPlan(len(files), 5, shuffle=False), side=32, short_side=36, workers=1))
+    next(batches)
+    (worker,) = (process.pid for process in multiprocessing.active_children() if process not in others)
+    assert os.getpgid(worker or 0) == worker
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_may_have_no_share_of_the_last_batch(workers: int, picture_folder: Any) -> None:
+    config = ImageFolderData(name="imagefolder", image_size=32, storage="files")
+    files = read(picture_folder, config).validation
+    assert isinstance(files, Files)
+    some = Files(files.paths[:5], files.labels[:5])
+    plan = BatchPlan(5, 4, shuffle=False, rank=1, world=2)
+    (images, labels), (no_images, no_labels) = FileLoader(some, plan, side=32, short_side=36, workers=workers)
+    assert (images.shape, labels.tolist()) == ((2, 32, 32, 3), files.labels[1:5:2].tolist())
+    assert (no_images.shape, no_images.dtype) == ((0, 32, 32, 3), torch.uint8)
+    assert (no_labels.shape, no_labels.dtype) == ((0,), torch.int64)

@@ -95,6 +95,15 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [len(group["params"]) for group in groups] == [1]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "momentum", "made"), [("constant", 0, 0), ("constant", 0.5, 0.5), ("onecycle", 0, 0.95)]
+)
+def test_momentum_is_nesterovs_or_none(schedule: Any, momentum: float, made: float) -> None:
+    training = Training(epochs=1, optimizer="sgd", schedule=schedule, momentum=momentum)
+    groups = optimizer.make(network("plain"), training).param_groups
+    assert {(group["momentum"], group["nesterov"]) for group in groups} == {(made, made > 0)}
+
+
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_the_rate_reaches_each_group(kind: Any) -> None:
     training = Training(epochs=1, optimizer=kind, latent_learning_rate_scale=0.5)

@@ -61,6 +61,7 @@ MISTAKES = {
         "training.optimizer: is 'adan', expected 'adam', 'adamw', 'muon', 'rmsprop' or 'sgd'; did you mean adam?"
     ),
     "training: {epochs: 1, batch_size: 10, accumulate: 3}": "training.accumulate: 3 does not divide batch_size 10",
+    "training: {epochs: 1, betas: [0.9, 1.0]}": "training.betas.1: is 1.0, expected less than 1",
     "training: {epochs: 1, schedule: step}": "training.step_epochs: needed by schedule 'step'",
     "model: {architecture: resnet, dephts: 18}": "model.dephts: is no field of a recipe; did you mean depth?",
     "model: {architecture: resnet, depth: 19}": "model.depth: is 19, expected 18 or 34",
@@ -119,6 +120,8 @@ def test_an_override_that_says_nothing(override: str, message: str, recipe_file:
     [
         ("name: [", r"r\.yaml: line 1 is not YAML"),
         ("a: 1\nb: 2\na: 3\n", r"r\.yaml: line 3 is not YAML: a is given twice"),
+        ("a: 1\n? [b, c]\n: 2\n", r"r\.yaml: line 2 is not YAML: found unhashable key"),
+        ("a: " + 3000 * "[", r"r\.yaml: is nested too deep"),
         ("just text", r"r\.yaml: expected fields such as name"),
         ("", r"r\.yaml: expected fields"),
         ("!!python/object/apply:os.system ['true']", r"r\.yaml: line 1 is not YAML"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.convnet import ConvNetConfig
 from models.hourglass import HourglassConfig
 from models.latent import BinaryConv2d, LatentConfig, PlainLatent, ste_sign
 from models.networks import build, start_from
 from models.packing.pack import PackingError, pack_checkpoint
+from models.quantized import set_pixels
 from models.resnet import ResNetConfig
 from tests.helpers.training import Raw, assert_same_weights, recipe_of, signal_at, with_model
 from training import train as training
@@ -134,6 +137,64 @@ def test_a_source_of_another_shape_is_refused(activation: Any) -> None:
         start_from(small(activation=activation), build(ResNetConfig(width=0.25)))
     with pytest.raises(ValueError, match=r"blocks\.0\.first\.2: has weights of shape .* the source has weights"):
         start_from(build(ResNetConfig(width=0.375)), build(ResNetConfig(width=0.25)))
+
+
+REAL_SOURCES = (
+    (ResNetConfig(width=0.125, real=True, depth=34), ResNetConfig(width=0.125, real=True), "blocks.2.first.2.weight"),
+    (ResNetConfig(width=0.125), ResNetConfig(width=0.125, real=True), "blocks.0.first.2.weight"),
+    (ResNetConfig(width=0.125, stem="imagenet"), ResNetConfig(width=0.125), "stem.0.weight"),
+    (ConvNetConfig(width=0.375), ConvNetConfig(width=0.25), "pairs.0.first.weight"),
+    (
+        HourglassConfig(width=16, depth=1, input_size=32, real=True),
+        HourglassConfig(width=16, depth=1, input_size=32, real=True, stacks=2),
+        "stacks.1.0.beside.first.0.weight",
+    ),
+)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "name"), REAL_SOURCES)
+def test_a_source_whose_real_layers_are_others_is_refused(theirs: Any, ours: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)}: has the shape \(.*; the source has (the shape|none)"):
+        start_from(build(ours), build(theirs))
+
+
+def test_what_depends_on_the_outputs_may_be_another() -> None:
+    config = HourglassConfig(width=16, depth=1, stacks=2, input_size=32, keypoints=3)
+    theirs, ours = build(config), build(config.model_copy(update={"keypoints": 5}))
+    start_from(ours, theirs)
+    assert torch.equal(ours.get_parameter("features_back.0.weight"), theirs.get_parameter("features_back.0.weight"))
+    theirs, ours = small(real=True), small(real=True, classes=3)
+    start_from(ours, theirs)
+    assert torch.equal(ours.get_parameter("stem.0.weight"), theirs.get_parameter("stem.0.weight"))
+
+
+def test_a_network_reads_the_pixels_of_its_own_data() -> None:
+    """Not those of the data that its source was trained on; else it could not be packed."""
+    theirs, ours = small(real_weights="int8"), small(real_weights="int8")
+    set_pixels(theirs, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    set_pixels(ours, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    start_from(ours, theirs)
+    assert ours.get_buffer("stem.0.pixel_mean").tolist() == [0.5] * 3
+    assert ours.get_buffer("stem.0.pixel_std").tolist() == [0.25] * 3
+    assert torch.equal(ours.get_parameter("stem.0.weight"), theirs.get_parameter("stem.0.weight"))
+
+
+def test_annealed_estimators_follow_the_schedule_and_resume_exactly(
+    raw: Raw, cifar_batches: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(with_model(raw, weight_ste="annealed", activation_ste="annealed"), epochs=2)
+    whole = training.train(recipe, data_root=cifar_batches, output=tmp_path / "whole").last
+    state = torch.load(whole, weights_only=True)["state_dict"]
+    found = {name: float(value) for name, value in state.items() if name.endswith(".temperature")}
+    assert {name.rpartition(".")[0][-1] for name in found} == {"1", "2"}  # signs of activations, and of weights
+    assert list(found.values()) == pytest.approx([0.1 * 100 ** (7 / 8)] * len(found))  # the last of 8 steps
+    with signal_at("train", 1, 2):
+        assert training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts").signal == 15
+    resumed = training.train(recipe, data_root=cifar_batches, output=tmp_path / "parts", resume="auto").last
+    assert_same_weights(whole, resumed)
+    packed = pack_checkpoint(whole, tmp_path / "m.safetensors").path
+    ours, theirs = (evaluate(path, data_root=cifar_batches).top1 for path in (packed, whole))
+    assert ours == pytest.approx(theirs, abs=3.4)  # one of 30 pictures
 
 
 def test_weights_of_the_first_stage_are_real_and_of_the_size_of_signs() -> None:
@@ -332,10 +393,10 @@ def test_teachers_that_do_not_fit_are_named(
     unsound = recipe_of(raw, teacher=str(tmp_path / "bad.safetensors"))
     wider = recipe_of(with_model(raw, width=0.3), start_from=teacher)
     for recipe, root, message in (
-        (other, picture_folder, r"training\.teacher: .*last\.ckpt: has another class_names than this run"),
-        (shipped, picture_folder, r"training\.teacher: .*model\.safetensors: has another class_names than this run"),
+        (other, picture_folder, r"training\.teacher: .*last\.ckpt: has class_names 10 values; this run has \['blue'"),
+        (shipped, picture_folder, r"training\.teacher: .*model\.safetensors: has class_names 10 values; this run has"),
         (unsound, cifar_batches, r"training\.teacher: .*bad\.safetensors: header: "),
-        (missing, cifar_batches, r"none\.ckpt: no such checkpoint"),
+        (missing, cifar_batches, r"^training\.start_from: none\.ckpt: no such checkpoint"),
         (second, cifar_batches, r"training\.teacher: gone\.ckpt: no such checkpoint"),
         (wider, cifar_batches, r"training\.start_from: .*: blocks\.0\.first\.2: has weights of shape"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,42 @@ def test_a_finished_run_resumed_has_its_figures(cifar_batches: Path, raw_recipe:
     assert again.best_value == ended.best_value
 
 
+def test_a_checkpoint_has_figures_of_its_own_weights_alone(
+    cifar_batches: Path, raw_recipe: Raw, tmp_path: Path
+) -> None:
+    with signal_at("train", 1, 2):
+        training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path)
+    metrics = {name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["metrics"] for name in ("last", "best")}
+    assert "val_top1" in metrics["best"]
+    assert "train_loss" in metrics["last"]
+    assert not [name for name in metrics["last"] if name.startswith("val_")]
+
+
+def test_the_best_checkpoint_goes_along_to_another_folder(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
+    first = training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "a")
+    longer = recipe_of(raw_recipe, epochs=3, learning_rate=1e-12)
+    second = training.train(longer, data_root=cifar_batches, output=tmp_path / "b", resume=str(first.last))
+    assert second.best == tmp_path / "b" / "best.ckpt"
+    assert second.best_value == torch.load(second.best, weights_only=True)["metrics"]["val_top1"]
+    (tmp_path / "a" / "best.ckpt").unlink()
+    third = training.train(
+        recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "c", resume=str(first.last)
+    )
+    assert (third.last, third.best) == (first.last, None)
+
+
+def test_a_run_is_not_resumed_on_other_classes(
+    cifar_batches: Path, raw_recipe: Raw, picture_folder: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of({**raw_recipe, "data": {"name": "imagefolder", "image_size": 32}}, batch_size=5, epochs=1)
+    run = training.train(recipe, data_root=picture_folder, output=tmp_path / "run")
+    shutil.copytree(picture_folder, tmp_path / "pictures")
+    (tmp_path / "pictures" / "red").rename(tmp_path / "pictures" / "scarlet")
+    message = r"last\.ckpt: was trained with class_names\.2 'red'; the data set pictures has 'scarlet'"
+    with pytest.raises(TrainingError, match=message):
+        training.train(recipe, data_root=tmp_path / "pictures", output=tmp_path / "b", resume=str(run.last))
+
+
 def test_options_that_change_how_but_not_what_is_computed(cifar_batches: Path, raw_recipe: Raw, tmp_path: Path) -> None:
     """Two half batches accumulated are one batch but for batch norm's statistics: the loss is near, not equal."""
     whole = training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "whole")
@@ -137,7 +174,7 @@ def test_a_file_that_is_no_checkpoint_is_named(
         torch.save({"state_dict": {}}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(TrainingError, match=r"some\.ckpt: "):
+    with pytest.raises(TrainingError, match=r"some\.ckpt: is no checkpoint of signet train"):
         training.train(recipe_of(raw_recipe), data_root=cifar_batches, output=tmp_path / "run", resume=str(path))
 
 
@@ -146,6 +183,10 @@ def test_a_file_that_is_no_checkpoint_is_named(
     [
         ({"model": {"classes": 7}}, r"model\.classes: is 7, but the data set cifar10 has 10"),
         ({"model": {"input_size": 64}}, r"model\.input_size: is 64, but the data set cifar10 has 32"),
+        (
+            {"model": {"latent": {"kind": "tucker", "rank": 3}}},
+            r"model\.latent\.rank: rank of a Tucker latent .* is 3, ",
+        ),
         ({"training": {"batch_size": 100}}, r"training\.batch_size: 100 is more than the 80 training images"),
     ],
 )

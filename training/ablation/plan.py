@@ -24,6 +24,12 @@ Settings = dict[str, Any]
 # What a run's result does not depend on.
 WITHOUT_EFFECT = (("name",), ("data", "root"), ("data", "workers"), ("training", "threads"))
 
+# Of each task the figures at the end of a run by which a search can decide.
+MEASURES = {
+    "classification": ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+    "pose": ("train_loss", "val_loss", "val_pck", "val_pck_upright", "val_pckh", "val_pckh_upright", "val_ap"),
+}
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -110,7 +116,15 @@ class Ablation:
             name: [self._arm(dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
             for name, axes in self.config.grids.items()
         }
-        self.metric = self.recipe({}).metric
+        recipe = self.recipe({})
+        self.metric = recipe.metric
+        tune, measures = self.config.tune, MEASURES[recipe.task]
+        if tune is not None and tune.measure is not None and tune.measure not in measures:
+            raise TrainingError(f"{path}: tune.measure: is {tune.measure!r}, expected one of {', '.join(measures)}")
+        try:
+            self.recipe(self.config.baseline)
+        except TrainingError as error:
+            raise TrainingError(f"{path}: baseline: {error}") from error
 
     def recipe(self, settings: Mapping[str, Any], seed: int = 0) -> Recipe:
         """The recipe with the shared settings, then `settings`."""

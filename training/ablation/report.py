@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from training.ablation.plan import Ablation, Arm, as_text, field_value
 from training.ablation.spectrum import SPREAD, STEP_RANK, rank_share
 from training.ablation.work import Result, Tuned, tuned
+from training.checkpoints import make_folder
 from training.reporting import EPOCHS_FILE, SHOWN, read_epochs
 from training.signs import DEAD, FLIPPED
 
@@ -55,7 +57,7 @@ def finals(ablation: Ablation, output: Path) -> Finals:
 
 def write_report(ablation: Ablation, output: Path) -> list[Path]:
     """Write what is known so far; plots too where matplotlib is installed. Returns the files."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     chosen, found = tuned(ablation, output), finals(ablation, output)
     written = [output / name for name in (RESULTS_FILE, SEARCH_FILE, TABLE_FILE)]
     _write_csv(written[0], _result_rows(ablation, found, chosen))
@@ -121,7 +123,12 @@ def _spread(values: Sequence[float], *, signed: bool = False) -> str:
     if not values:
         return ""
     text = f"{mean(values):{'+' if signed else ''}.2f}".replace("-", MINUS)
-    return f"{text} ± {stdev(values):.2f}" if len(values) > 1 else text
+    return f"{text} ± {_deviation(values):.2f}" if len(values) > 1 else text
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """That of the sample; NaN where a run diverged."""
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _result_rows(ablation: Ablation, found: Finals, chosen: Tuned) -> Iterable[dict[str, Any]]:

@@ -24,19 +24,29 @@ STEP_RANK, SPREAD = "step_rank", "weight_spread"
 
 
 def singular_values(network: nn.Module) -> dict[str, list[float]]:
-    """Of each binary layer the singular values of W as a matrix [out, all else], falling."""
+    """Of each binary layer the singular values of W as a matrix [out, all else], falling; NaN where W is not finite."""
     return {
-        name: [float(f"{value:.5g}") for value in torch.linalg.svdvals(weight.flatten(1).float().cpu())]
+        name: [float(f"{value:.5g}") for value in _singular_values(weight.flatten(1).float().cpu())]
         for name, weight in latent_weights(network)
     }
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    if not matrix.isfinite().all():
+        return matrix.new_full((min(matrix.shape),), torch.nan)
+    values: Tensor = torch.linalg.svdvals(matrix)
+    return values
 
 
 def effective_rank(values: Sequence[float]) -> float:
     """How many directions a matrix of these singular values has in effect: exp of the entropy of their squares' shares.
 
-    n for n equal ones, 1 where one outweighs all others (Roy and Vetterli 2007, of squares); 0 of zeros alone.
+    n for n equal ones, 1 where one outweighs all others (Roy and Vetterli 2007, of squares); 0 of zeros alone; NaN of
+    NaN.
     """
     total = sum(value**2 for value in values)
+    if math.isnan(total):
+        return math.nan
     shares = [value**2 / total for value in values if value**2 > 0] if total > 0 else []
     return math.exp(-sum(share * math.log(share) for share in shares)) if shares else 0.0
 
@@ -115,7 +125,12 @@ class StepStatistics(Callback):
 
 
 def _rank(matrix: Tensor) -> float:
-    """The effective rank, by way of the Gram matrix: far cheaper than singular values where one side is long."""
+    """The effective rank, by way of the Gram matrix: far cheaper than singular values where one side is long.
+
+    NaN where the matrix is not finite.
+    """
+    if not matrix.isfinite().all():
+        return math.nan
     matrix = matrix.float() / matrix.norm().clamp_min(torch.finfo(torch.float32).tiny)
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     return effective_rank(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().tolist())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from training.ablation.plan import Ablation, Arm, Run
-from training.checkpoints import BEST, LAST
+from training.checkpoints import BEST, LAST, make_folder
 
 RESULT_FILE = "result.json"
 LOCK_FILE = "lock"
@@ -58,13 +59,19 @@ def tuned(ablation: Ablation, output: Path) -> Tuned:
     for key, tried in ablation.search().items():
         results = {value: [Result.read(output / run.folder) for run in runs] for value, runs in tried.items()}
         scores = {
-            value: sign * mean(one.metrics[measure] for one in found if one is not None)
+            value: _score([sign * one.metrics.get(measure, math.nan) for one in found if one is not None])
             for value, found in results.items()
             if all(one is not None for one in found)
         }
         if len(scores) == len(tried):
             best[key] = max(scores, key=lambda value: scores[value])
     return best
+
+
+def _score(figures: Sequence[float]) -> float:
+    """The mean; a run that diverged, with NaN, is worse than all others."""
+    score = mean(figures)
+    return -math.inf if math.isnan(score) else score
 
 
 def work(ablation: Ablation, output: Path, data_root: Path | None = None, *, keep: bool = False) -> int | None:
@@ -80,6 +87,7 @@ def work(ablation: Ablation, output: Path, data_root: Path | None = None, *, kee
     """
     from training.train import load_data
 
+    make_folder(output)
     dataset: Any = None
     loaded: Any = None
     while True:

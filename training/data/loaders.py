@@ -7,13 +7,14 @@ which a checkpoint keeps, and take their random numbers from it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from training.data import augment as augmentation
@@ -32,6 +33,14 @@ class Position(TypedDict):
 
     epoch: int
     batch: int
+
+
+def leave_group(worker: int) -> None:  # noqa: ARG001 - what a DataLoader passes
+    """Give a worker process a group of its own, so that a signal to the run's group reaches the run alone.
+
+    The run ends at a signal after its step, for which it needs its workers.
+    """
+    os.setpgid(0, 0)
 
 
 class _Announcement(NamedTuple):
@@ -126,6 +135,13 @@ class _Pictures(TorchDataset[tuple[Tensor, int]]):
             pixels = random_resized_crop(image, self.side, self.augment, generator(*key))
         return torch.from_numpy(pixels), int(self.files.labels[index])
 
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """A batch; an empty one for a process that has no share of the last batch."""
+        if not samples:
+            return torch.empty(0, self.side, self.side, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+        images, labels = default_collate(samples)
+        return images, labels
+
 
 class _Keys:
     """Keys of the batches that remain in a loader's epoch, read anew by each epoch's iterator."""
@@ -159,11 +175,13 @@ class FileLoader(Loader[Batch]):
     ) -> None:
         super().__init__(plan)
         self._keys = _Keys(self)
-        dataset: Any = _Pictures(files, side, short_side, augment)
+        pictures: Any = _Pictures(files, side, short_side, augment)
         self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
-            dataset,
+            pictures,
             batch_sampler=self._keys,
             num_workers=workers,
+            collate_fn=pictures.collate,
+            worker_init_fn=leave_group,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
         )

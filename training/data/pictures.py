@@ -30,10 +30,12 @@ def centre_crop(image: Image.Image, side: int, short_side: int) -> NDArray[np.ui
     """Resize the shorter side to `short_side` pixels, cut `side` x `side` from the middle: uint8 [side, side, 3]."""
     scale = short_side / min(image.size)
     width, height = (max(side, round(n * scale)) for n in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - side) // 2, (height - side) // 2
-    return np.array(image.crop((left, top, left + side, top + side)))
+    # Only what is cut out is resized: of a very long picture all of it would take gigabytes.
+    x, y = image.width / width, image.height / height
+    right, bottom = min((left + side) * x, image.width), min((top + side) * y, image.height)
+    box = (left * x, top * y, right, bottom)
+    return np.array(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
 def random_resized_crop(

@@ -34,6 +34,9 @@ def _read(path: Path, folder: Path, config: CocoData) -> People:
     content = load_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         raise TrainingError(f"{path}: expected the fields images and annotations")
+    for name in ("images", "annotations"):
+        if not isinstance(content[name], list):
+            raise TrainingError(f"{path}: {name}: expected a list")
     files = {}
     for index, image in enumerate(content["images"]):
         if not isinstance(image, dict) or type(image.get("id")) is not int:
@@ -54,7 +57,7 @@ def _read(path: Path, folder: Path, config: CocoData) -> People:
         flat = numbers(path, f"{where}.keypoints", row.get("keypoints"), (3 * JOINTS,))
         joints[index] = flat.reshape(JOINTS, 3)
         boxes[index] = numbers(path, f"{where}.bbox", row.get("bbox"), (4,))
-        if row.get("image_id") not in known:
+        if type(row.get("image_id")) is not int or row["image_id"] not in known:
             raise TrainingError(f"{path}: {where}.image_id: is {row.get('image_id')!r}, which images do not have")
         ids[index] = row["image_id"]
     visible = joints[..., 2] > 0

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from models.pose import flip_order
-from training.data.loaders import Loader
+from training.data.loaders import Loader, leave_group
 from training.data.plan import BatchPlan, generator
 from training.errors import TrainingError
 from training.pose import augment as augmentation
@@ -49,6 +49,13 @@ class _Crops(TorchDataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self.people.cut_out(index, self.size, self.margin))
+
+    def collate(self, crops: list[Tensor]) -> Tensor:
+        """A batch; an empty one for a process that has no share of the last batch."""
+        if not crops:
+            return torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
+        batch: Tensor = default_collate(crops)
+        return batch
 
     def all(self) -> Tensor:
         """Everybody's crop, uint8 [N, size, size, 3]."""
@@ -108,6 +115,8 @@ class PoseLoader(Loader[PoseBatch]):
                 dataset,
                 batch_sampler=self._indices,
                 num_workers=workers,
+                collate_fn=crops.collate,
+                worker_init_fn=leave_group,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=workers > 0,
             )

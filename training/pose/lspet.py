@@ -9,7 +9,6 @@ people train and its last 1,000 measure.
 
 from __future__ import annotations
 
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from models.pose import LSP
 from training.errors import TrainingError
 from training.pose.config import LspetData
 from training.pose.people import (
+    Encoded,
     People,
     PoseDataset,
     boxes_of_joints,
@@ -56,16 +56,27 @@ def _read_npz(path: Path, config: LspetData) -> People:
             joints, visible = archive["joints"].astype(np.float64), archive["visible"] > 0
             upright, sizes = archive["upright"] > 0, archive["size"].astype(np.float64)
             ids = archive["orig_id"].astype(np.int64)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises nearly anything
         raise TrainingError(f"{path}: cannot be read as LSPET crops: {error}") from error
-    if joints.shape != (len(offsets) - 1, JOINTS, 2) or offsets[-1] != len(jpeg) or (np.diff(offsets) <= 0).any():
-        raise TrainingError(
-            f"{path}: {len(offsets) - 1} offsets (to {offsets[-1]}), {len(jpeg)} bytes of JPEG and joints "
-            f"{list(joints.shape)} do not fit together"
-        )
+    count = len(joints) if joints.ndim else 0
+    for name, array, shape in (
+        ("offsets", offsets, (count + 1,)),
+        ("joints", joints, (count, JOINTS, 2)),
+        ("visible", visible, (count, JOINTS)),
+        ("upright", upright, (count,)),
+        ("size", sizes, (count, 2)),
+        ("orig_id", ids, (count,)),
+    ):
+        if array.shape != shape or not count:
+            raise TrainingError(f"{path}: {name}: has the shape {list(array.shape)}, expected {list(shape)}")
+    if offsets[0] != 0 or offsets[-1] != jpeg.size or (np.diff(offsets) <= 0).any():
+        raise TrainingError(f"{path}: offsets: expected to rise from 0 to the {jpeg.size} bytes of JPEG")
     if not visible.any(axis=1).all():
         raise TrainingError(f"{path}: visible: person {int(visible.any(axis=1).argmin())} has no visible joint")
-    pictures = [jpeg[a:b].tobytes() for a, b in pairwise(offsets)]
+    if not np.isfinite(joints[visible]).all():
+        raise TrainingError(f"{path}: joints: expected finite numbers where visible")
+    parts = enumerate(pairwise(offsets))
+    pictures = [Encoded(jpeg[a:b].tobytes(), f"{path}: person {index}") for index, (a, b) in parts]
     if config.framing == "picture":
         squares = squares_of_boxes(np.concatenate([np.zeros_like(sizes), sizes], axis=1), 1.0)
     else:

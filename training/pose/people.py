@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,13 @@ class Sample:
     to_picture: NDArray[np.float64]
 
 
+class Encoded(NamedTuple):
+    """A picture that lies in a file with others: its bytes, and the name that errors give it."""
+
+    content: bytes
+    name: str
+
+
 @dataclass(frozen=True)
 class People:
     """One split of a data set: N people with K joints.
@@ -49,7 +57,7 @@ class People:
     Attributes
     ----------
     keypoints : the K joints.
-    pictures : the pictures they are in: paths, or encoded bytes.
+    pictures : the pictures they are in: files of their own, or in one.
     picture : int64 [N], the index of each one's picture.
     squares : float64 [N, 3], left, top and side of what the network sees of each, in the picture's pixels.
     joints : float64 [N, K, 2] in the picture's pixels; `visible` bool [N, K] says which of them mean something.
@@ -59,7 +67,7 @@ class People:
     """
 
     keypoints: Keypoints
-    pictures: Sequence[Path | bytes]
+    pictures: Sequence[Path | Encoded]
     picture: NDArray[np.int64]
     squares: NDArray[np.float64]
     joints: NDArray[np.float64]
@@ -195,10 +203,10 @@ def squares_of_boxes(boxes: NDArray[np.float64], padding: float) -> NDArray[np.f
     return np.concatenate([middle - side[:, None] / 2, side[:, None]], axis=1)
 
 
-def _cut_out(source: Path | bytes, square: Square, size: int) -> NDArray[np.uint8]:
-    name = source if isinstance(source, Path) else "picture"
+def _cut_out(source: Path | Encoded, square: Square, size: int) -> NDArray[np.uint8]:
+    name = source if isinstance(source, Path) else source.name
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content)) as image:
             # Annotations are in stored pixels, so an EXIF orientation is left alone. A JPEG that will shrink much is
             # decoded at half its size or less.
             width = image.width

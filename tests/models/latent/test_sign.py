@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.latent import Sign, ste_sign
+from models.latent import BinaryConv2d, BinaryLinear, Sign, anneal, ste_sign
 
 
 def test_sign_of_zero_is_plus_one():
@@ -31,7 +31,7 @@ FORMULAS = {
 def test_gradient_is_the_formula(kind, temperature):
     z = torch.tensor([-3.0, -1.0, -0.999, -0.3, 0.0, 0.3, 0.999, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
     upstream = torch.linspace(-2, 2, len(z), dtype=torch.float64)
-    ste_sign(z, kind, temperature).backward(upstream)
+    ste_sign(z, kind, torch.tensor(temperature)).backward(upstream)
     expected = [float(u) * FORMULAS[kind](float(v), temperature) for u, v in zip(upstream, z.detach(), strict=True)]
     assert z.grad.tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -48,3 +48,18 @@ def test_annealed_temperature_travels_with_the_state():
     other = Sign("annealed")
     other.load_state_dict(module.state_dict())
     assert float(other.temperature) == 7.0
+
+
+@pytest.mark.parametrize(("progress", "temperature"), [(0, 0.1), (0.25, 10**-0.5), (0.5, 1), (1, 10)])
+def test_the_temperature_grows_evenly_in_its_logarithm(progress, temperature):
+    """t_min 10^(progress log10(t_max / t_min)) with t_min 0.1 and t_max 10: IR-Net's equation 9."""
+    annealed = [Sign("annealed"), BinaryConv2d(2, 3, 3, ste="annealed"), BinaryLinear(2, 3, ste="annealed")]
+    network = torch.nn.Sequential(*annealed, Sign("clip"), BinaryConv2d(2, 3, 3))
+    anneal(network, progress)
+    assert [float(module.temperature) for module in annealed] == pytest.approx([temperature] * 3)
+    assert len(dict(network.named_buffers())) == 3
+    layer = annealed[1]
+    layer.binary_weight().sum().backward()
+    weight = layer.latent.weight
+    expected = max(1, temperature) * (1 - torch.tanh(temperature * weight.detach()) ** 2)
+    torch.testing.assert_close(weight.grad, expected)

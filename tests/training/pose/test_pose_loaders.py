@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +111,20 @@ def test_a_missing_picture_is_named(coco_root: Path, workers: int) -> None:
     plan = BatchPlan(2, 2, shuffle=False)
     with pytest.raises(TrainingError, match=r"^\S*000000000007\.jpg: cannot be decoded as a picture"):
         list(PoseLoader(people, plan, size=64, storage="files", workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_may_have_no_share_of_the_last_batch(people: People, workers: int) -> None:
+    plan = BatchPlan(5, 4, shuffle=False, rank=1, world=2)
+    batches = list(PoseLoader(people.first(5), plan, size=SIZE, storage="files", workers=workers))
+    assert [batch.people.tolist() for batch in batches] == [[1, 3], []]
+    assert (batches[1].images.shape, batches[1].images.dtype) == ((0, SIZE, SIZE, 3), torch.uint8)
+    assert batches[1].joints.shape == (0, 14, 2)
+
+
+def test_a_worker_is_in_a_process_group_of_its_own(people: People) -> None:
+    others = multiprocessing.active_children()
+    batches = iter(loader(people, storage="files", workers=1))
+    next(batches)
+    (worker,) = (process.pid for process in multiprocessing.active_children() if process not in others)
+    assert os.getpgid(worker or 0) == worker

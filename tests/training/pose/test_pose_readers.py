@@ -159,6 +159,9 @@ COCO_MISTAKES = {
     "keypoints": (lambda c: c["annotations"][0]["keypoints"].pop(), r"annotations\[0\]\.keypoints: expected numbers"),
     "box": (lambda c: c["annotations"][0].pop("bbox"), r"annotations\[0\]\.bbox"),
     "image": (lambda c: c["annotations"][3].update(image_id=8), r"annotations\[3\]\.image_id: is 8"),
+    "image list": (lambda c: c["annotations"][3].update(image_id=[7]), r"annotations\[3\]\.image_id: is \[7\]"),
+    "no images": (lambda c: c.update(images=None), "images: expected a list"),
+    "no annotations": (lambda c: c.update(annotations=None), "annotations: expected a list"),
     "name": (lambda c: c["images"][0].pop("file_name"), r"images\[0\]\.file_name: is None"),
     "id": (lambda c: c["images"][0].update(id="7"), r"images\[0\]\.id: expected a whole number"),
     "nobody": (lambda c: c["annotations"].clear(), "nobody has keypoints"),
@@ -195,7 +198,20 @@ def test_damaged_lspet_files_are_named(lspet_root: Path, tmp_path: Path) -> None
     with np.load(lspet_root / "lspet_test.npz") as archive:
         arrays = dict(archive)
     np.savez(damaged, **{**arrays, "joints": arrays["joints"][:-1]})
-    with pytest.raises(TrainingError, match=r"lspet_test\.npz: 8 offsets .* do not fit together"):
+    with pytest.raises(TrainingError, match=r"lspet_test\.npz: offsets: has the shape \[9\], expected \[8\]"):
+        lspet.read(tmp_path, LSPET)
+    for name, value in (("upright", np.ones(3)), ("visible", np.ones((8, 13))), ("size", np.ones(8))):
+        np.savez(damaged, **{**arrays, name: value})
+        with pytest.raises(TrainingError, match=rf"lspet_test\.npz: {name}: has the shape .*, expected \[8"):
+            lspet.read(tmp_path, LSPET)
+    jpeg = arrays["jpeg"].copy()
+    jpeg[arrays["offsets"][2] : arrays["offsets"][3]] = 0
+    np.savez(damaged, **{**arrays, "jpeg": jpeg})
+    with pytest.raises(TrainingError, match=r"lspet_test\.npz: person 2: cannot be decoded as a picture"):
+        lspet.read(tmp_path, LSPET).validation.sample(2, 64)
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(damaged)
+    with pytest.raises(TrainingError, match=r"lspet_test\.npz: cannot be read as LSPET crops"):
         lspet.read(tmp_path, LSPET)
     np.savez(damaged, **{**arrays, "visible": 0 * arrays["visible"]})
     with pytest.raises(TrainingError, match=r"visible: person 0 has no visible joint"):

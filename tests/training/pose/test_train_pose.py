@@ -293,9 +293,10 @@ def test_an_hourglass_goes_on_from_its_packed_file(run: training.Outcome, lspet_
     assert all(np.array_equal(again.tensors[name], packed.tensors[name]) for name in bits)
 
 
-def test_people_are_not_mixed() -> None:
-    with pytest.raises(TrainingError, match=r"training\.mixup_alpha: joints of two people cannot be mixed"):
-        check_recipe({**RAW, "training": {**RAW["training"], "mixup_alpha": 0.1}}, "test")
+@pytest.mark.parametrize("field", ["mixup_alpha", "label_smoothing", "distillation_temperature"])
+def test_what_needs_classes_is_not_for_people(field: str) -> None:
+    with pytest.raises(TrainingError, match=rf"training\.{field}: is 0\.1, expected [01] for task 'pose'"):
+        check_recipe({**RAW, "training": {**RAW["training"], field: 0.1}}, "test")
 
 
 def test_latents_are_compared_on_people(lspet_root: Path, tmp_path: Path) -> None:
