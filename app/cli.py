@@ -400,17 +400,23 @@ def _repository(settings: Settings) -> Repository:
 
 
 def _log_plainly() -> None:
-    """Warnings as lines for people: what happened, to which file, and why."""
+    """Warnings as lines for people: what happened, to which file, and why.
+
+    Each line once, though roots are read twice: to list the models, and to load them.
+    """
     import logging
 
-    class Plain(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            told = [record.getMessage(), *(getattr(record, name, None) for name in ("path", "reason"))]
-            return "signet: " + ": ".join(str(part) for part in told if part)
+    told: set[str] = set()
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(Plain())
-    logging.getLogger("signet").handlers = [handler]
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            parts = [record.getMessage(), *(getattr(record, name, None) for name in ("path", "reason"))]
+            line = "signet: " + ": ".join(str(part) for part in parts if part)
+            if line not in told:
+                told.add(line)
+                typer.echo(line, err=True)
+
+    logging.getLogger("signet").handlers = [Lines(logging.WARNING)]
 
 
 def _fail(message: str) -> NoReturn:

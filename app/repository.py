@@ -13,6 +13,7 @@ replaced by renaming, never be written in place.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from app.errors import Problem, ServiceError
 from app.versions import VERSION, VersionPolicies
-from models.packing.file import PackedFile, PackedFileError
+from models.packing.file import MAX_HEADER_BYTES, PackedFile, PackedFileError
 
 MODEL_FILE = "model.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -76,7 +77,7 @@ class Version:
     ----------
     path : the packed file.
     session : the engine session, while `state` is READY.
-    task : what it does; None until it was loaded, kept when it is unloaded.
+    task : what it does; None until it was loaded, and where a file that failed does not say; kept when it is unloaded.
     error : why it cannot serve, while `state` is FAILED; names no folder, as clients may read it.
     load_s : seconds that loading and warming took.
     identity : tells the file that was loaded from any other at its path.
@@ -237,6 +238,7 @@ class Repository:
             spec = session.file.header.input
             session.run(np.zeros((1, spec.height, spec.width, 3), np.uint8))
         except Exception as error:  # whatever it is, the other models serve
+            version.task = _claimed_task(version.path)
             version.fail(_reason(error, version.path))
             return
         version.session, version.task = session, session.file.header.task
@@ -259,19 +261,23 @@ class Repository:
         return next((version.name for version in self if version.state is State.READY), None)
 
     def default_for(self, task: str) -> str:
-        """The model that answers requests of a task where none is named: the default, or the first ready one.
+        """The model that answers requests of a task where none is named: the default, unless it does another.
 
-        Raises ServiceError UNKNOWN_MODEL if no model does that, or MODEL_UNAVAILABLE if none is ready at all.
+        Then it is the first ready one, also where nobody knows what the default does. Raises ServiceError UNKNOWN_MODEL
+        if no model does that, or MODEL_UNAVAILABLE if none is ready at all.
         """
         name = self.default
         if name is None:
             raise _nothing_ready()
-        if self.find(name).task in (task, None):
+        its_task = self.find(name).task
+        if its_task == task:
             return name
         first = next((v.name for v in self if v.state is State.READY and v.task == task), None)
-        if first is None:
-            raise ServiceError(Problem.UNKNOWN_MODEL, f"No model for {task} is loaded.")
-        return first
+        if first is not None:
+            return first
+        if its_task is None:
+            return name
+        raise ServiceError(Problem.UNKNOWN_MODEL, f"No model for {task} is loaded.")
 
     def versions(self, name: str) -> list[Version]:
         """The versions of a model that serve or should, lowest first. Raises ServiceError UNKNOWN_MODEL."""
@@ -386,6 +392,18 @@ def _version_folders(folder: Path) -> Iterator[Path]:
             there = True
         if there:
             yield entry
+
+
+def _claimed_task(path: Path) -> str | None:
+    """The task that the header of a file that did not load names, if that much of it can be read."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(header_bytes, MAX_HEADER_BYTES)))
+        task = json.loads(header["__metadata__"]["model"])["task"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return task if task in ("classification", "pose") else None
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -173,7 +173,7 @@ def _groups(paths: Iterable[Path]) -> Iterator[list[Path]]:
     group: list[Path] = []
     held = 0
     for path in paths:
-        size = path.stat().st_size if path.is_file() else 0
+        size = _bytes_of(path)
         if group and (len(group) == MAX_BATCH_PICTURES or held + size > MAX_BATCH_BYTES):
             yield group
             group, held = [], 0
@@ -181,6 +181,13 @@ def _groups(paths: Iterable[Path]) -> Iterator[list[Path]]:
         held += size
     if group:
         yield group
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it is not sent: reading it says why
+        return 0
 
 
 def _item(path: Path, shared: Mapping[str, Any], item: Mapping[str, Any]) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -34,8 +35,10 @@ def run(predictor: Predictor, pictures: Sequence[Path], kind: Format, out: Path 
 
 
 def _lines_of(out: Path | None) -> AbstractContextManager[TextIO]:
-    """The file to write to, in which names that are not UTF-8 keep their bytes; or the standard output."""
+    """The file to write to, or the standard output; names that are not UTF-8 keep their bytes in both."""
     if out is None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         return nullcontext(sys.stdout)
     return out.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 

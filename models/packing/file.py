@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from models.packing.graph import Graph, GraphError, Name, Side, Strict, TensorInfo, Value
+from models.packing.graph import Graph, GraphError, Name, Side, Strict, TensorInfo, Value, first_problem
 
 FORMAT = "signet"
 FORMAT_VERSION = "1"
@@ -168,11 +168,13 @@ def read(path: str | os.PathLike[str]) -> PackedFile:
     try:
         with path.open("rb") as handle:
             file_bytes = os.fstat(handle.fileno()).st_size
-            if file_bytes < 8:
-                raise PackedFileError(path, f"header: the file has {file_bytes} bytes, too short for a packed model")
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if file_bytes else b""
     except OSError as error:
         raise PackedFileError(path, f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path that no file can have
+        raise PackedFileError(path, f"cannot be read: {error}") from error
+    if file_bytes < 8:
+        raise PackedFileError(path, f"header: the file has {file_bytes} bytes, too short for a packed model")
     try:
         header_bytes = int.from_bytes(mapped[:8], "little")
         if header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
@@ -228,9 +230,7 @@ def _parse_model(metadata: object) -> PackedHeader:
     try:
         return PackedHeader.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "model"
-        raise GraphError(f"{field}: {first['msg']}") from error
+        raise GraphError(first_problem(error)) from error
     except RecursionError as error:
         raise GraphError("__metadata__.model: nested too deep") from error
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_SIDE_PX = 8192
 MAX_CHANNELS = 65_536
@@ -70,7 +70,7 @@ class Value:
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\P{Cc}+$")]  # no control characters
 Kernel = tuple[Annotated[int, Field(ge=1, le=31)], Annotated[int, Field(ge=1, le=31)]]
 Stride = tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -82,6 +82,13 @@ class Strict(BaseModel):
     """A part of the file: unknown fields are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def first_problem(error: ValidationError) -> str:
+    """`field: what is wrong` of the first field that does not fit."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "model"
+    return f"{field}: {problem['msg']}"
 
 
 def words(channels: int) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 
 from models.networks import NetworkConfig, restore
 from models.packing.file import InputSpec, Keypoints, PackedFile, PackedHeader, Sizes, write
-from models.packing.graph import Conv2d, Graph
+from models.packing.graph import Conv2d, Graph, first_problem
 from models.packing.integers import integer_stem
 from models.packing.summary import totals
 from models.packing.trace import PackingError, Traced, trace
@@ -52,7 +52,7 @@ def pack_network(
     half : keep the weights of real convolutions and linear layers in float16, half the size, rounded to 11 bits.
     stem : `int8` rounds a real stem's weights to 8 bits; the file's provenance says so.
 
-    Raises PackingError naming the module that the format cannot represent.
+    Raises PackingError naming the module, or the field of the header, that the format cannot represent.
     """
     _must_read_these_pixels(network, input_spec)
     traced = trace(network, OUTPUTS[task])
@@ -61,16 +61,19 @@ def pack_network(
         provenance["stem"] = f"{integer_stem(traced, input_spec)}: rounded to 8 bits after training"
     if half:
         _halve_real_weights(traced)
-    header = PackedHeader(
-        architecture=architecture,
-        task=task,
-        input=input_spec,
-        graph=Graph(ops=traced.ops, outputs=traced.outputs),
-        labels=None if labels is None else list(labels),
-        keypoints=keypoints,
-        provenance=provenance,
-        sizes=Sizes(packed_bytes=0, float32_bytes=0),
-    )
+    try:
+        header = PackedHeader(
+            architecture=architecture,
+            task=task,
+            input=input_spec,
+            graph=Graph(ops=traced.ops, outputs=traced.outputs),
+            labels=None if labels is None else list(labels),
+            keypoints=keypoints,
+            provenance=provenance,
+            sizes=Sizes(packed_bytes=0, float32_bytes=0),
+        )
+    except ValidationError as error:
+        raise PackingError(f"{os.fspath(path)}: {first_problem(error)}") from error
     # The sizes are read off the finished file's own table, then the file is written again with them.
     sums = totals(write(path, header, traced.tensors))
     sizes = Sizes(packed_bytes=sums.packed_bytes, float32_bytes=sums.float32_bytes)

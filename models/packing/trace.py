@@ -4,7 +4,8 @@ The network is traced with torch.fx in evaluation mode. Every traced module beco
 
 - a batch norm that a sign follows becomes that sign's thresholds, found by bisection over the float32
   numbers with torch's own batch norm as the judge, so the bits are torch's bits, whatever gamma is;
-- a batch norm after a real or binary convolution is folded into its weights or scales;
+- a batch norm after a real or binary convolution is folded into its weights or scales, after a binary one only if
+  something other than signs reads it;
 - a batch norm elsewhere stays, as an affine op; dropout and identities vanish.
 
 What the packed format cannot represent is refused with the module's name; nothing is approximated.
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from models.latent import BinaryConv2d, BinaryLinear, RPReLU, Sign, reconstruct_once
@@ -81,6 +83,8 @@ class _Lowering:
         self.modules = dict(network.named_modules())
         self.result = Traced()
         self.names: dict[fx.Node, str] = {}
+        # Flattened, and all that follows: [N, features] in torch.
+        self.vectors: set[fx.Node] = set()
         # Batch norms whose work a neighbour does: node -> the node that stands for it.
         self.normed_signs: dict[fx.Node, fx.Node] = {}
         self.folded: dict[fx.Node, fx.Node] = {}
@@ -101,6 +105,8 @@ class _Lowering:
                 self._output(node)
             else:
                 raise PackingError(f"{node.name}: a packed graph has no {node.op}")
+            if not self.vectors.isdisjoint(node.all_input_nodes):
+                self.vectors.add(node)
         return self.result
 
     # -- planning -------------------------------------------------------------------------------------------
@@ -112,15 +118,15 @@ class _Lowering:
         if not isinstance(self._module_of(node), nn.BatchNorm2d | nn.BatchNorm1d):
             return
         source = node.all_input_nodes[0]
-        if (
-            isinstance(self._module_of(source), nn.Conv2d | BinaryConv2d | nn.Linear | BinaryLinear)
-            and len(source.users) == 1
-        ):
+        layer = self._module_of(source)
+        signs = [user for user in node.users if isinstance(self._module_of(user), Sign)]
+        is_threshold = isinstance(layer, BinaryConv2d | BinaryLinear) and 0 < len(signs) == len(node.users)
+        foldable = isinstance(layer, nn.Conv2d | BinaryConv2d | nn.Linear | BinaryLinear) and len(source.users) == 1
+        if foldable and not is_threshold:
             self.folded[source] = node
             return
-        for user in node.users:
-            if isinstance(self._module_of(user), Sign):
-                self.normed_signs[user] = node
+        for user in signs:
+            self.normed_signs[user] = node
 
     # -- lowering -------------------------------------------------------------------------------------------
 
@@ -136,16 +142,24 @@ class _Lowering:
 
     def _emit(self, node: fx.Node, op: type[g.Op], source: str, **fields: Any) -> None:
         name = node.name
-        self.result.ops.append(op(output=name, source=source, **fields))  # type: ignore[arg-type]
+        try:
+            self.result.ops.append(op(output=name, source=source, **fields))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise PackingError(f"{source or name}: {g.first_problem(error)}") from error
         self.names[node] = name
 
     def _store(self, name: str, value: Tensor | NDArray[Any], dtype: Any = np.float32) -> str:
+        """Keep an array; where a module that is called twice has another for its second call, under another name."""
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         array = np.ascontiguousarray(array, dtype=dtype)
         if array.dtype == np.float32 and np.isnan(array).any():
             raise PackingError(f"{name}: holds NaN; the network did not train")
-        self.result.tensors[name] = array
-        return name
+        free, count = name, 1
+        while free in self.result.tensors and not np.array_equal(self.result.tensors[free], array):
+            count += 1
+            free = f"{name}.{count}"
+        self.result.tensors[free] = array
+        return free
 
     def _module(self, node: fx.Node) -> None:
         module, source = self._module_of(node), str(node.target)
@@ -166,6 +180,28 @@ class _Lowering:
     def _alias(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
         del module, source
         self.names[node] = x
+
+    def _flatten(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
+        assert isinstance(module, nn.Flatten)
+        self._vector(node, source, x, module.start_dim, module.end_dim)
+
+    def _vector(self, node: fx.Node, source: str, x: str, start: object, end: object) -> None:
+        # A graph's vectors are [1, 1, c]; `Graph.infer` refuses a linear layer on anything larger.
+        if (start, end) not in ((1, -1), (1, 3)):
+            raise PackingError(f"{source}: a packed flatten joins dimensions 1 to -1, not {start} to {end}")
+        self.names[node] = x
+        self.vectors.add(node)
+
+    def _must_read_a_vector(self, node: fx.Node, source: str) -> None:
+        if self.vectors.isdisjoint(node.all_input_nodes):
+            raise PackingError(f"{source}: a packed linear layer reads a vector, so its input has to be flattened")
+
+    def _must_read_last(self, node: fx.Node, source: str, x: str) -> None:
+        """Refuse an op in place whose input is read again: a value of a packed graph never changes."""
+        nodes = list(self.graph.nodes)
+        for later in nodes[nodes.index(node) + 1 :]:
+            if any(self.names.get(read) == x for read in later.all_input_nodes):
+                raise PackingError(f"{source}: works in place on what {later.name} reads after it")
 
     def _batch_norm(self, node: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d, source: str, x: fx.Node) -> None:
         if self.folded.get(x) is node:
@@ -216,7 +252,7 @@ class _Lowering:
         if not inputs:
             return 3
         if node.op == "call_function" and node.target is torch.cat:
-            return sum(self._channels(part) for part in inputs)
+            return sum(self._channels(part) for part in _concatenated(node))
         return self._channels(inputs[0])
 
     def _conv(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
@@ -237,6 +273,7 @@ class _Lowering:
 
     def _linear(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
         assert isinstance(module, nn.Linear)
+        self._must_read_a_vector(node, source)
         self._real(node, source, x, module.weight[:, :, None, None], module.bias)
 
     def _pixel_conv(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
@@ -256,6 +293,7 @@ class _Lowering:
         assert isinstance(module, Int8Conv2d | Int8Linear)
         weight, scale = quantize_weight(module.weight)
         if isinstance(module, Int8Linear):
+            self._must_read_a_vector(node, source)
             weight = weight[:, :, None, None]
         self._integers(node, g.Int8Conv2d, source, x, weight, scale, module.bias)
 
@@ -329,6 +367,7 @@ class _Lowering:
             raise PackingError(f"{source}: its latent weight is not finite; the network did not train")
         signs = module.binary_weight()
         if isinstance(module, BinaryLinear):
+            self._must_read_a_vector(node, source)
             signs = signs[:, :, None, None]
         convolution: dict[str, Any] = {"kernel": (1, 1)}
         if isinstance(module, BinaryConv2d):
@@ -378,7 +417,9 @@ class _Lowering:
         return fields
 
     def _relu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
-        del module
+        assert isinstance(module, nn.ReLU)
+        if module.inplace:
+            self._must_read_last(node, source, x)
         self._emit(node, g.Prelu, source, input=x)
 
     def _prelu(self, node: fx.Node, module: nn.Module, source: str, x: str) -> None:
@@ -436,23 +477,24 @@ class _Lowering:
         (nn.AvgPool2d, _avg_pool),
         (nn.AdaptiveAvgPool2d, _global_pool),
         (nn.Upsample, _upsample),
-        ((nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten), _alias),
+        (nn.Flatten, _flatten),
+        ((nn.Identity, nn.Dropout, nn.Dropout2d), _alias),
     )
 
     def _function(self, node: fx.Node) -> None:
         name = getattr(node.target, "__name__", str(node.target))
         if node.target in (operator.add, torch.add, operator.iadd) or name in ("add", "add_"):
-            left, right = node.args[0], node.args[1]
-            self._emit(node, g.Add, "", inputs=(self._read(left), self._read(right)))
+            if len(node.args) != 2 or node.kwargs:
+                raise PackingError(f"{node.name}: a packed sum has two activations and no other argument")
+            left, right = (self._read(value) for value in node.args)
+            if name in ("iadd", "add_"):
+                self._must_read_last(node, node.name, left)
+            self._emit(node, g.Add, "", inputs=(left, right))
         elif node.target is torch.cat:
-            parts = node.args[0]
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            if not isinstance(parts, list | tuple) or dim != 1:
-                raise PackingError(f"{node.name}: a packed concatenation joins channels (dim=1), not dim={dim}")
-            self._emit(node, g.Concat, "", inputs=tuple(self._read(part) for part in parts))
+            self._emit(node, g.Concat, "", inputs=tuple(self._read(part) for part in _concatenated(node)))
         elif name == "flatten":
-            # A graph's vectors are [1, 1, c]; `Graph.infer` refuses a linear layer on anything larger.
-            self.names[node] = self._read(node.args[0])
+            start, end = _arguments(node, start_dim=0, end_dim=-1)
+            self._vector(node, node.name, self._read(node.all_input_nodes[0]), start, end)
         else:
             raise PackingError(f"{node.name}: a packed graph has no {name}")
 
@@ -465,6 +507,21 @@ class _Lowering:
             )
         for name, value in zip(self.output_names, values, strict=True):
             self.result.outputs[name] = self._read(value)
+
+
+def _arguments(node: fx.Node, **defaults: Any) -> list[Any]:
+    """What a call says after its first argument, by position or by name, else the defaults."""
+    given = dict(zip(defaults, node.args[1:], strict=False))
+    return [given.get(name, node.kwargs.get(name, default)) for name, default in defaults.items()]
+
+
+def _concatenated(node: fx.Node) -> list[Any]:
+    """What a concatenation along channels joins."""
+    parts = node.args[0] if node.args else node.kwargs.get("tensors")
+    (dim,) = _arguments(node, dim=0)
+    if not isinstance(parts, list | tuple) or dim != 1:
+        raise PackingError(f"{node.name}: a packed concatenation joins channels (dim=1), not dim={dim}")
+    return list(parts)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

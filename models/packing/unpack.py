@@ -26,9 +26,6 @@ from models.packing.pack import OUTPUTS
 from models.packing.trace import trace
 from models.quantized import PixelConv2d, set_pixels
 
-FARTHEST = 10.0
-"""Standard deviations from the mean at which a sign that never changes has its threshold."""
-
 Setter = Callable[[nn.BatchNorm2d, Tensor, Tensor], None]
 
 
@@ -55,9 +52,7 @@ def _blank(file: PackedFile, side: int) -> nn.Module:
     try:
         config: NetworkConfig = TypeAdapter(NetworkConfig).validate_python(recipe["model"])
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise PackedFileError(file.path, f"provenance.recipe.model.{where}: {problem['msg']}") from error
+        raise PackedFileError(file.path, f"provenance.recipe.model.{g.first_problem(error)}") from error
     try:
         type(config).model_validate({**config.model_dump(), "input_size": side})
     except ValidationError as error:
@@ -109,7 +104,7 @@ class _Unpacking:
     def _binary(self, op: g.BinaryConv2d, norm: str | None) -> None:
         layer = self.network.get_submodule(op.source)
         assert isinstance(layer, BinaryConv2d | BinaryLinear)
-        if norm is not None:
+        if norm is not None or op.bias is not None:
             raise PackedFileError(self.file.path, f"{op.source}: a batch norm was folded into its scale")
         signs = unpack_signs(self.file.tensors[op.weight], layer.latent.shape[1])
         weight = torch.from_numpy(signs).permute(0, 3, 1, 2).reshape(layer.latent.shape)
@@ -159,10 +154,10 @@ class _Unpacking:
 
         def set_norm(module: nn.BatchNorm2d, mean: Tensor, spread: Tensor) -> None:
             away = (mean - threshold) / spread
-            away = torch.where(away.isinf(), FARTHEST * away.sign(), away)
+            never_changes = away.isinf()
             direction = 1 - 2 * flip
-            module.weight.copy_(direction)
-            module.bias.copy_(direction * away)
+            module.weight.copy_(torch.where(never_changes, 0, direction))
+            module.bias.copy_(direction * torch.where(never_changes, away.sign(), away))
 
         self.norms[norm] = set_norm
 

@@ -9,7 +9,7 @@ Values that are stored get their place in one arena by when they are alive.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -44,6 +44,12 @@ from models.xnor.errors import EngineError
 ALIGN_BYTES = 64
 LANES = 16
 MAX_ARENA_BYTES = 8 << 30
+MAX_PARAMETER_BYTES = 4 << 30
+MAX_OPERATIONS = 10**13
+"""A few bytes of a file can ask for any amount of memory and time; beyond these no file is loaded."""
+
+VECTORS = ("scale", "bias", "threshold", "flip", "slope", "shift_in", "shift_out")
+"""Fields of ops that name one number a channel."""
 
 CHAINED = (
     Conv2d,
@@ -107,8 +113,10 @@ class Part:
     add: int | None
     start: int
     channels: int
-    first: bool
-    last: bool
+
+    def of(self, name: str) -> str:
+        """The name of these channels of a value."""
+        return f"{name}\0{self.start}+{self.channels}"
 
 
 @dataclass
@@ -186,9 +194,16 @@ class _Planner:
             for name in dict.fromkeys(op.reads()):
                 self.readers[name].append(index)
         self.parts = self._find_parts() if fuse else {}
-        self.summed: set[int] = set()
+        # Of a value that is made part by part: the parts that are still to be made.
+        self.missing: dict[str, set[str]] = defaultdict(set)
+        for name, part in self.parts.items():
+            self.missing[self.ops[part.concat].output].add(name)
+        # Bytes of the tables of pixels that steps go by; steps whose windows are alike share one.
+        self.tables: dict[Hashable, int] = {}
 
     def plan(self) -> Plan:
+        operations = sum(_operations(op, self.values) for op in self.ops)
+        self._limit("an image takes", operations, "operations", MAX_OPERATIONS)
         readers = [self.ops[index] for index in self.readers[Graph.image]]
         if Graph.image in self.outputs.values() or any(not isinstance(op, PixelConv2d) for op in readers):
             self._image()
@@ -196,13 +211,16 @@ class _Planner:
             if index not in self.done:
                 self.done.add(index)
                 self._step(op)
+        parameters = sum(self.tables.values()) + sum(_parameter_bytes(op, self.file) for op in self.ops)
+        self._limit("its weights and tables need", parameters, "bytes", MAX_PARAMETER_BYTES)
         self.steps = [step for step in self.steps if step.writes]
         offsets, arena_bytes = _place(self.steps, self.layouts, set(self.outputs.values()))
-        if arena_bytes > MAX_ARENA_BYTES:
-            raise EngineError(
-                f"{self.file.path}: its activations need {arena_bytes} bytes, the limit is {MAX_ARENA_BYTES}"
-            )
+        self._limit("its activations need", arena_bytes, "bytes", MAX_ARENA_BYTES)
         return Plan(self.steps, self.layouts, offsets, arena_bytes, self.outputs)
+
+    def _limit(self, what: str, total: int, unit: str, limit: int) -> None:
+        if total > limit:
+            raise EngineError(f"{self.file.path}: {what} {total} {unit}, the limit is {limit}")
 
     # ---- producers ----
 
@@ -244,14 +262,14 @@ class _Planner:
     def _conv(self, op: Conv2d) -> None:
         out = self.values[op.output]
         weight = self.file.tensors[op.weight]
-        sliding = _engine.Sliding(op.kernel, op.stride, op.padding, op.dilation)
+        sliding = self._sliding(op.input, out, op.kernel, op.stride, op.padding, op.dilation)
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
             program.conv2d(buffer(op.input), out.height, out.width, out.channels, sliding, op.groups, weight, stages)
 
         step = Step([_title(op)], [op.input], emit)
         if op.bias is not None:
-            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+            self._channel_stage(step, _engine.Stage.shift, op.bias)
         self._chain(step, op.output)
 
     def _pixel_conv(self, op: PixelConv2d) -> None:
@@ -267,11 +285,12 @@ class _Planner:
             self._write_as(step, padded, Layout(whole, 3, as_bytes=True))
             self.steps.append(step)
         sliding = _engine.Sliding(op.kernel, op.stride, (0, 0), (1, 1))
+        self.tables[op.output] = 8 * out.height * out.width
         weight = self.file.tensors[op.weight]
         step = Step([_title(op)], [padded], _nothing)
-        self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+        self._channel_stage(step, _engine.Stage.scale, op.scale)
         if op.bias is not None:
-            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+            self._channel_stage(step, _engine.Stage.shift, op.bias)
         name, pool = self._until_pool(step, op.output) if self.fuse else (op.output, None)
         before: list[MakeStage] = []
         if pool is not None:
@@ -310,7 +329,7 @@ class _Planner:
             if not isinstance(op, Affine | Prelu):
                 return name, None
             at = op.output
-        row_bytes = value.width * -(-value.channels // LANES) * LANES * 4
+        row_bytes = value.width * _padded(value.channels) * 4
         if op.kernel[0] * row_bytes > _engine.POOLED_ROWS_BYTES:
             return name, None
         for index in found:
@@ -323,7 +342,7 @@ class _Planner:
     def _int8_conv(self, op: Int8Conv2d) -> None:
         out = self.values[op.output]
         source, scales = self._quantised(op.input)
-        sliding = _engine.Sliding(op.kernel, op.stride, (0, 0), (1, 1))
+        sliding = self._sliding(source, out, op.kernel, op.stride)
         weight = self.file.tensors[op.weight]
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
@@ -331,9 +350,9 @@ class _Planner:
 
         step = Step([_title(op)], [source, scales], emit)
         step.stages.append(lambda buffer: _engine.Stage.pixel_scale_at(buffer(scales)))
-        self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+        self._channel_stage(step, _engine.Stage.scale, op.scale)
         if op.bias is not None:
-            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+            self._channel_stage(step, _engine.Stage.shift, op.bias)
         self._chain(step, op.output)
 
     def _quantised(self, name: str) -> tuple[str, str]:
@@ -362,7 +381,7 @@ class _Planner:
         source = op.input
         if op.groups > 1 and each % 64:
             source = self._regrouped(op.input, op.groups)
-        sliding = _engine.Sliding(op.kernel, op.stride, op.padding, op.dilation)
+        sliding = self._sliding(source, out, op.kernel, op.stride, op.padding, op.dilation)
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
             program.binary_conv2d(
@@ -371,20 +390,25 @@ class _Planner:
 
         step = Step([_title(op)], [source], emit)
         if op.scale is not None:
-            self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
+            self._channel_stage(step, _engine.Stage.scale, op.scale)
         if op.scale_height is not None:
-            rows = np.repeat(self._array(op.scale_height), out.width)
-            self._channel_stage(step, _engine.Stage.pixel_scale, rows)
+            self._pixel_scale(step, op.scale_height, lambda rows: np.repeat(rows, out.width), out)
         if op.scale_width is not None:
-            columns = np.tile(self._array(op.scale_width), out.height)
-            self._channel_stage(step, _engine.Stage.pixel_scale, columns)
+            self._pixel_scale(step, op.scale_width, lambda columns: np.tile(columns, out.height), out)
         if op.bias is not None:
-            self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+            self._channel_stage(step, _engine.Stage.shift, op.bias)
         self._chain(step, op.output)
+
+    def _pixel_scale(
+        self, step: Step, name: str, spread: Callable[[NDArray[np.float32]], NDArray[np.float32]], out: Value
+    ) -> None:
+        """A stage that multiplies by one number a pixel, `spread` from those of the rows or the columns."""
+        self.tables[step.ops[0], name] = 4 * out.height * out.width
+        step.stages.append(lambda _: _engine.Stage.pixel_scale(spread(self._array(name))))
 
     def _regrouped(self, name: str, groups: int) -> str:
         """The same bits with every group of channels at the start of a word."""
-        grouped = f"{name}\0{groups}"
+        grouped = f"{name}\0{groups} groups"
         if grouped not in self.layouts:
             x = self.values[name]
             step = Step(
@@ -404,12 +428,27 @@ class _Planner:
         pool: str,
     ) -> None:
         out = self.values[op.output]
-        sliding = _engine.Sliding(kernel, stride, padding, (1, 1))
+        sliding = self._sliding(op.input, out, kernel, stride, padding)
 
         def emit(program: _engine.Program, buffer: Buffers, stages: list[_engine.Stage]) -> None:
             program.pool2d(buffer(op.input), out.height, out.width, sliding, pool, stages)
 
         self._chain(Step([_title(op)], [op.input], emit), op.output)
+
+    def _sliding(
+        self,
+        source: str,
+        out: Value,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+    ) -> _engine.Sliding:
+        """A window that slides over a value that is there: two numbers of 4 bytes for each pixel of what comes out."""
+        x = self.layouts[source]
+        alike = (x.value.height, x.value.width, x.stride, out.height, out.width, kernel, stride, padding, dilation)
+        self.tables[alike] = 8 * out.height * out.width
+        return _engine.Sliding(kernel, stride, padding, dilation)
 
     def _move(self, op: Concat | Upsample, call: Callable[[_engine.Program, Buffers], None]) -> None:
         step = Step([_title(op)], list(op.reads()), lambda program, buffer, _: call(program, buffer))
@@ -430,9 +469,13 @@ class _Planner:
     # ---- concatenations ----
 
     def _find_parts(self) -> dict[str, Part]:
-        """Inputs of concatenations that nothing keeps from being made in place, by name."""
+        """Inputs of concatenations that nothing keeps from being made in place, by name.
+
+        A sum that may itself be made part by part is made in its own place, and what is enlarged lies by itself.
+        """
         makers = {op.output: index for index, op in enumerate(self.ops)}
         found: dict[str, Part] = {}
+        totals: set[str] = set()
         for index, op in enumerate(self.ops):
             if not isinstance(op, Concat) or any(name in self.outputs.values() for name in (*op.inputs, op.output)):
                 continue
@@ -444,18 +487,15 @@ class _Planner:
                 order != sorted(set(order))
                 or any(start % LANES for start in starts[:-1])
                 or any(not isinstance(self.ops[maker], CHAINED) for maker in order)
-                or any(name in found for name in op.inputs)
+                or any(name in found or name in totals for name in op.inputs)
+                or any(isinstance(self.ops[i], Upsample) for name in op.inputs for i in self.readers[name])
             ):
                 continue
-            for place, name in enumerate(op.inputs):
-                found[name] = Part(
-                    index,
-                    self._sum_of_all(op),
-                    starts[place],
-                    self.values[name].channels,
-                    first=place == 0,
-                    last=place == len(op.inputs) - 1,
-                )
+            add = self._sum_of_all(op)
+            if add is not None:
+                totals.add(self.ops[add].output)
+            for start, name in zip(starts, op.inputs, strict=False):
+                found[name] = Part(index, add, start, self.values[name].channels)
         return found
 
     def _sum_of_all(self, concat: Concat) -> int | None:
@@ -468,28 +508,34 @@ class _Planner:
         return readers[0] if isinstance(op, Add) and op.inputs[0] != op.inputs[1] else None
 
     def _join(self, step: Step, name: str, part: Part) -> None:
-        """Make a part where it belongs: in the concatenation, or in the sum of that and a value that is there."""
+        """Make a part where it belongs: in the concatenation, or in the sum of that and a value that is there.
+
+        Parts come in any order, since an earlier step may have absorbed one; which of the two it is, the first decides.
+        """
         concat = self.ops[part.concat]
+        missing = self.missing[concat.output]
         if part.add is not None:
             add = self.ops[part.add]
             other = next(value for value in add.reads() if value != concat.output)
-            if part.first and other in self.layouts and self.layouts[other].whole is None:
-                self.summed.add(part.concat)
-            if part.concat in self.summed:
+            is_first = len(missing) == len(concat.reads())
+            if is_first and self._is_whole(other) and self.layouts[other].whole is None:
+                self.missing[add.output] = missing
+            if add.output in self.missing:
+                missing.remove(name)
                 self._join_sum(step, part, add.output, other)
                 return
+        missing.remove(name)
         self._write_as(step, concat.output, self._layout(concat.output))
         self.layouts[name] = self._slice(concat.output, part)
         step.stages.append(lambda buffer: _engine.Stage.store(buffer(name)))
-        if part.last:
+        if not missing:
             self.done.add(part.concat)
             step.ops.append(_title(concat))
 
     def _join_sum(self, step: Step, part: Part, total: str, other: str) -> None:
-        here = f"\0{part.start}"
-        self.layouts[other + here] = self._slice(other, part)
+        self.layouts[part.of(other)] = self._slice(other, part)
         step.added.append(other)
-        step.stages.append(lambda buffer: _engine.Stage.add(buffer(other + here)))
+        step.stages.append(lambda buffer: _engine.Stage.add(buffer(part.of(other))))
         thresholds = [i for i in self.readers[total] if isinstance(self.ops[i], Threshold)]
         for index in thresholds:
             op = self.ops[index]
@@ -497,15 +543,19 @@ class _Planner:
             self._threshold(step, op, part)
         if len(thresholds) < len(self.readers[total]) or total in self.outputs.values():
             self._write_as(step, total, self._layout(total))
-            self.layouts[total + here] = self._slice(total, part)
-            step.stages.append(lambda buffer: _engine.Stage.store(buffer(total + here)))
-        if part.last:
+            self.layouts[part.of(total)] = self._slice(total, part)
+            step.stages.append(lambda buffer: _engine.Stage.store(buffer(part.of(total))))
+        if not self.missing[total]:
             assert part.add is not None
             done = (part.concat, part.add, *thresholds)
             self.done.update(done)
             step.ops += [_title(self.ops[index]) for index in done]
             if total in self.layouts:
                 step.sums.append((total, other))
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a value is computed by now, all of it."""
+        return name in self.layouts and not self.missing.get(name)
 
     def _slice(self, whole: str, part: Part) -> Layout:
         value, layout = self.values[whole], self.layouts[whole]
@@ -561,7 +611,7 @@ class _Planner:
         if threshold.flip is not None:
             flip[: x.channels] = self.file.tensors[threshold.flip] != 0
         flipped = np.packbits(flip, bitorder="little").view(np.uint64).tolist()
-        sliding = _engine.Sliding(pool.kernel, pool.stride, pool.padding, (1, 1))
+        sliding = self._sliding(name, self.values[pool.output], pool.kernel, pool.stride, pool.padding)
         after = Step(
             [_title(pool)],
             [name],
@@ -573,26 +623,27 @@ class _Planner:
     def _absorbable(self, op: Op, name: str) -> bool:
         if isinstance(op, Add):
             a, b = op.inputs
-            return a != b and (b if a == name else a) in self.layouts
+            return a != b and self._is_whole(b if a == name else a)
         return isinstance(op, Affine | Prelu)
 
     def _elementwise(self, step: Step, op: Op, name: str) -> None:
         match op:
             case Affine():
-                self._channel_stage(step, _engine.Stage.scale, self._array(op.scale))
-                self._channel_stage(step, _engine.Stage.shift, self._array(op.bias))
+                self._channel_stage(step, _engine.Stage.scale, op.scale)
+                self._channel_stage(step, _engine.Stage.shift, op.bias)
             case Prelu():
                 if op.shift_in is not None:
-                    self._channel_stage(step, _engine.Stage.shift, -self._array(op.shift_in))
+                    self._channel_stage(step, lambda shift: _engine.Stage.shift(-shift), op.shift_in)
                 if op.slope is None:
                     step.stages.append(lambda _: _engine.Stage.relu())
                 else:
-                    self._channel_stage(step, _engine.Stage.prelu, self._array(op.slope))
+                    self._channel_stage(step, _engine.Stage.prelu, op.slope)
                 if op.shift_out is not None:
-                    self._channel_stage(step, _engine.Stage.shift, self._array(op.shift_out))
+                    self._channel_stage(step, _engine.Stage.shift, op.shift_out)
             case Add():
                 other = op.inputs[1] if op.inputs[0] == name else op.inputs[0]
                 step.added.append(other)
+                step.sums = [pair for pair in step.sums if pair[1] != other]  # what was stored must leave it as it is
                 step.stages.append(lambda buffer: _engine.Stage.add(buffer(other)))
             case _:
                 raise EngineError(f"{_title(op)}: the engine does not know this op")
@@ -603,34 +654,34 @@ class _Planner:
         if part is None:
             self._bits(step, op, op.output)
             return
-        name = f"{op.output}\0{part.start}"
-        self.layouts[name] = self._slice(op.output, part)
-        self._bits(step, op, name, slice(part.start, part.start + part.channels))
+        self.layouts[part.of(op.output)] = self._slice(op.output, part)
+        self._bits(step, op, part.of(op.output), slice(part.start, part.start + part.channels))
 
     def _bits(self, step: Step, op: Threshold, name: str, chosen: slice = slice(None)) -> None:
         """A stage that writes the bits of the `chosen` channels. With flip, `x <= t` is asked as `-x >= -t`: exact."""
-        threshold = self._array(op.threshold)
-        sign = np.zeros(len(threshold), np.float32)
-        if op.flip is not None and self.file.tensors[op.flip].any():
-            flip = self.file.tensors[op.flip] != 0
-            sign = np.where(flip, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
-            threshold = np.where(flip, -threshold, threshold).astype(np.float32)
-        step.stages.append(lambda buffer: _engine.Stage.bits(buffer(name), threshold[chosen], sign[chosen]))
+
+        def make(buffer: Buffers) -> _engine.Stage:
+            threshold = self._array(op.threshold)
+            sign = np.zeros(len(threshold), np.float32)
+            if op.flip is not None and self.file.tensors[op.flip].any():
+                flip = self.file.tensors[op.flip] != 0
+                sign = np.where(flip, np.float32(-0.0), np.float32(0.0)).astype(np.float32)
+                threshold = np.where(flip, -threshold, threshold).astype(np.float32)
+            return _engine.Stage.bits(buffer(name), threshold[chosen], sign[chosen])
+
+        step.stages.append(make)
 
     def _store(self, step: Step, name: str) -> None:
         self._write(step, name)
         step.sums += [(name, added) for added in step.added]
         step.stages.append(lambda buffer: _engine.Stage.store(buffer(name)))
 
-    @staticmethod
-    def _channel_stage(
-        step: Step, make: Callable[[NDArray[np.float32]], _engine.Stage], array: NDArray[np.float32]
-    ) -> None:
-        step.stages.append(lambda _: make(array))
+    def _channel_stage(self, step: Step, make: Callable[[NDArray[np.float32]], _engine.Stage], name: str) -> None:
+        step.stages.append(lambda _: make(self._array(name)))
 
     def _layout(self, name: str) -> Layout:
         value = self.values[name]
-        return Layout(value, words(value.channels) if value.kind == "bits" else -(-value.channels // LANES) * LANES)
+        return Layout(value, words(value.channels) if value.kind == "bits" else _padded(value.channels))
 
     def _write(self, step: Step, name: str, stride: int | None = None) -> None:
         self._write_as(step, name, self._layout(name) if stride is None else Layout(self.values[name], stride))
@@ -658,6 +709,31 @@ def _needed(graph: Graph, wanted: set[str]) -> list[Op]:
     return kept[::-1]
 
 
+def _operations(op: Op, values: Mapping[str, Value]) -> int:
+    """Multiply-accumulates for one image; of a pool the taps, of any other op the elements that it writes."""
+    elements = values[op.output].elements
+    match op:
+        case MaxPool2d() | AvgPool2d():
+            return elements * prod(op.kernel)
+        case GlobalAvgPool():
+            return values[op.input].elements
+    return op.macs(values) or elements
+
+
+def _parameter_bytes(op: Op, file: PackedFile) -> int:
+    """What the op's weights and vectors take when they are repacked: a group fills aligned blocks of whole vectors."""
+    vectors = sum(getattr(op, field, None) is not None for field in VECTORS)
+    total = 4 * vectors * _padded(file.values[op.output].channels)
+    if isinstance(op, Conv2d | PixelConv2d | Int8Conv2d | BinaryConv2d):
+        each = op.out_channels // op.groups
+        total += file.tensors[op.weight].nbytes * _padded(each) // each + op.groups * 2 * ALIGN_BYTES
+    return total
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // LANES) * LANES
+
+
 def _title(op: Op) -> str:
     kind: Any = getattr(op, "op", type(op).__name__)
     return f"{kind}:{op.source or op.output}"
@@ -666,17 +742,20 @@ def _title(op: Op) -> str:
 def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str]) -> tuple[dict[str, int], int]:
     """Offsets such that values alive at the same time never overlap; the largest values choose first.
 
-    A sum takes the place of an addend that nothing reads any more.
+    A sum takes the place of an addend that nothing else reads from its first part on.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     read: dict[str, list[int]] = defaultdict(list)
+    added_by: dict[str, list[int]] = defaultdict(list)
     for index, step in enumerate(steps):
         for name in step.writes:
             first.setdefault(name, index)
             last[name] = index
         for name in step.reads:
             read[layouts[name].whole or name].append(index)
+        for name in step.added:
+            added_by[layouts[name].whole or name].append(index)
         for name in (*step.reads, *step.added):
             last[layouts[name].whole or name] = index
     for name in forever:
@@ -685,8 +764,14 @@ def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str])
     for index, step in enumerate(steps):
         taken: set[str] = set()
         for stored, added in step.sums:
-            over = last[added] == index and all(i < first[stored] for i in read[added])
-            if over and stored not in place and added not in taken and _alike(layouts, stored, added):
+            if stored in place or added in taken or not _alike(layouts, stored, added):
+                continue
+            over = (
+                last[added] == index
+                and all(i < first[stored] for i in read[added])
+                and all(i < first[stored] or stored in steps[i].writes for i in added_by[added])
+            )
+            if over:
                 taken.add(added)
                 place[stored] = place.get(added, added)
                 last[place[stored]] = max(last[place[stored]], last[stored])
@@ -710,5 +795,6 @@ def _place(steps: Sequence[Step], layouts: dict[str, Layout], forever: set[str])
 
 
 def _alike(layouts: dict[str, Layout], a: str, b: str) -> bool:
+    """Whether two values lie in memory the same way, neither as a part of another."""
     x, y = layouts[a], layouts[b]
-    return (x.value, x.stride) == (y.value, y.stride)
+    return x.whole is None and y.whole is None and (x.value, x.stride) == (y.value, y.stride)

@@ -133,7 +133,8 @@ def test_without_models_or_pictures_the_reason_is_told(zoo: Path, tmp_path: Path
     (tmp_path / "empty").mkdir()
     for ended in (signet("models", "--models", nowhere), signet("predict", photo, "--models", nowhere)):
         assert ended.returncode == 2
-        assert f"signet: model repository cannot be read: {nowhere}: No such file or directory" in ended.stderr
+        told = f"signet: model repository cannot be read: {nowhere}: No such file or directory"
+        assert ended.stderr.splitlines().count(told) == 1
     ended = signet("models", "--models", tmp_path / "empty")
     assert (ended.returncode, ended.stderr) == (2, f"signet: {tmp_path / 'empty'}: no models there\n")
     ended = signet("predict", tmp_path / "empty", "--models", zoo)

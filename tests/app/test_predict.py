@@ -137,6 +137,21 @@ def test_names_of_files_keep_their_bytes(server: Server, tmp_path: Path) -> None
     ended = signet("predict", photo, "--url", str(server.client.base_url), "--out", out, "--top-k", "1")
     assert ended.returncode == 0
     assert os.fsencode(photo) in out.read_bytes()
+    command = [sys.executable, "-m", "app.cli", "predict", str(photo), "--url", str(server.client.base_url)]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as the standard output is in most locales
+    for kind in ("jsonl", "csv", "table"):
+        printed = subprocess.run([*command, "--format", kind], env=strict, capture_output=True, check=True)
+        assert os.fsencode(photo) in printed.stdout
+
+
+@pytest.mark.parametrize("server_too", [False, True], ids=["offline", "server"])
+def test_a_name_that_cannot_be_looked_at_fails_alone(server: Server, zoo: Path, folder: Path, server_too: bool) -> None:
+    where = ("--url", str(server.client.base_url)) if server_too else ("--models", zoo)
+    ended = signet("predict", folder / ("x" * 300), folder / "picture00.png", *where, "--format", "csv")
+    assert ended.returncode == 1
+    assert "xxx: File name too long" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"{folder / 'picture00.png'},1," in ended.stdout
 
 
 def test_whoever_stops_reading_is_not_told(server: Server, folder: Path) -> None:

@@ -247,6 +247,43 @@ def test_each_task_has_its_default(tmp_path: Path) -> None:
     assert problem_of(lambda: empty.default_for("pose")) is Problem.MODEL_UNAVAILABLE
 
 
+def test_a_default_that_did_not_load_keeps_its_own_task_alone(tmp_path: Path) -> None:
+    """Its requests are told, not answered by another model; those for the other task are answered."""
+    broken = model(tmp_path, "broken")
+    broken.write_bytes(broken.read_bytes()[:-100])
+    model(tmp_path, "classes")
+    packed.write_dots(tmp_path / "people" / "1" / "model.safetensors")
+    repository = opened(tmp_path, default="broken")
+    assert repository.find("broken").state is State.FAILED
+    assert repository.default_for("classification") == "broken"
+    assert repository.default_for("pose") == "people"
+
+
+def test_a_default_of_unknown_task_is_told_where_no_other_answers(tmp_path: Path) -> None:
+    model(tmp_path, "broken").write_bytes(b"no model")
+    packed.write_dots(tmp_path / "people" / "1" / "model.safetensors")
+    repository = opened(tmp_path, default="broken")
+    assert repository.default_for("pose") == "people"
+    assert repository.default_for("classification") == "broken"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\xff" * 8 + b"{}",
+        b"[" * 100_008,
+        b'{"__metadata__": {"model": "[1]"}}',
+        b'{"__metadata__": 1}',
+    ],
+)
+def test_whatever_a_broken_file_holds_its_task_is_then_unknown(tmp_path: Path, content: bytes) -> None:
+    model(tmp_path, "broken").write_bytes(len(content).to_bytes(8, "little") + content)
+    version = opened(tmp_path).find("broken")
+    assert (version.state, version.task) == (State.FAILED, None)
+
+
 def test_a_service_without_models_is_alive_but_not_ready(tmp_path: Path) -> None:
     running = Server(tmp_path)
     try:

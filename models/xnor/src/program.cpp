@@ -733,8 +733,8 @@ Program::Program(const Kernels& kernels, int64_t arena_bytes, int threads, int h
       threads_(threads),
       height_(height),
       width_(width),
-      tokens_(threads, arena_bytes + kSlackBytes),
-      workers_(threads - 1) {}
+      tokens_(new Tokens(threads, arena_bytes + kSlackBytes)),
+      workers_(new Workers(threads - 1)) {}
 
 void Program::check(const Buffer& buffer) const {
     // A part of another value's channels begins between two alignments, bits even between two words.
@@ -1145,12 +1145,12 @@ void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>
         ~Held() {
             for (Arena* arena : arenas) tokens.give_back(arena);
         }
-    } held{tokens_, {}};
+    } held{*tokens_, {}};
     threads = std::min(threads, threads_);
     held.arenas.reserve(static_cast<size_t>(threads));
-    held.arenas.push_back(tokens_.take());
+    held.arenas.push_back(tokens_->take());
     while (static_cast<int>(held.arenas.size()) < threads) {
-        Arena* more = tokens_.try_take();
+        Arena* more = tokens_->try_take();
         if (!more) break;
         held.arenas.push_back(more);
     }
@@ -1159,7 +1159,7 @@ void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>
 
     if (team == 1 || count >= team) {
         std::atomic<int64_t> next{0};
-        workers_.run(team - 1, [&](int member) {
+        workers_->run(team - 1, [&](int member) {
             char* arena = held.arenas[static_cast<size_t>(member)]->data();
             for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;)
                 run_image({arena, images + i * image_bytes}, i, outputs);
@@ -1171,7 +1171,7 @@ void Program::run(const uint8_t* images, int64_t count, const std::vector<char*>
         const Context context{held.arenas[0]->data(), images + i * image_bytes};
         Steps steps(steps_.size());
         for (size_t s = 0; s < steps_.size(); ++s) steps.set_items(s, steps_[s]->items());
-        workers_.run(team - 1, [&](int) {
+        workers_->run(team - 1, [&](int) {
             for (size_t s = 0; s < steps_.size(); ++s) {
                 const int64_t items = steps_[s]->items();
                 const int64_t grain = std::max<int64_t>(1, items / (team * 4));
@@ -1194,7 +1194,7 @@ std::vector<double> Program::profile(const uint8_t* image, int repeats) {
         Tokens& tokens;
         Arena* arena;
         ~Held() { tokens.give_back(arena); }
-    } held{tokens_, tokens_.take()};
+    } held{*tokens_, tokens_->take()};
     const Context context{held.arena->data(), image};
     for (int repeat = 0; repeat < repeats; ++repeat) {
         for (size_t s = 0; s < steps_.size(); ++s) {

@@ -134,7 +134,7 @@ public:
     const std::vector<Output>& outputs() const { return outputs_; }
     std::vector<std::string> step_names() const;
     int64_t parameter_bytes() const { return store_.bytes() + geometry_bytes_; }
-    int64_t allocated_arena_bytes() const { return tokens_.allocated_bytes(); }
+    int64_t allocated_arena_bytes() const { return tokens_->allocated_bytes(); }
     int64_t arena_bytes() const { return arena_bytes_; }
     int threads() const { return threads_; }
     int height() const { return height_; }
@@ -156,8 +156,8 @@ private:
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<Output> outputs_;
     std::map<std::array<int64_t, 13>, std::shared_ptr<const Geometry>> geometries_;
-    Tokens tokens_;
-    Workers workers_;
+    const OwnedAtHome<Tokens> tokens_;
+    const OwnedAtHome<Workers> workers_;
 };
 
 }  // namespace xnor

@@ -62,7 +62,7 @@ void Workers::loop() {
 }
 
 void Workers::run(int helpers, const std::function<void(int)>& job) {
-    if (helpers == 0) return job(0);
+    if (helpers == 0 || !home_.is_here()) return job(0);
     Batch batch{&job, 1, helpers, helpers, {}};
     {
         std::lock_guard<std::mutex> lock(mutex_);

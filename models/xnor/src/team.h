@@ -5,6 +5,8 @@
 // free tokens takes them too: for the rows of one image, or for more images at once.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -15,6 +17,27 @@
 #include <vector>
 
 namespace xnor {
+
+// The process that made a thing. A forked child has none of its threads, and its locks as they were at that moment.
+class Home {
+public:
+    bool is_here() const { return getpid() == process_; }
+
+private:
+    const pid_t process_ = getpid();
+};
+
+// Deletes what has threads and locks where it was made; elsewhere that would wait for ever, so it stays.
+struct DeleteAtHome {
+    Home home;
+    template <class T>
+    void operator()(T* made) const {
+        if (home.is_here()) delete made;
+    }
+};
+
+template <class T>
+using OwnedAtHome = std::unique_ptr<T, DeleteAtHome>;
 
 // Cache-line aligned memory that is only reserved until it is touched.
 class Arena {
@@ -36,8 +59,8 @@ public:
     ~Workers();
 
     // Runs job(0) here and job(1) .. job(helpers) on workers; returns when job(0) is done and all that had begun by
-    // then. A job must therefore leave the whole work done, whoever else takes part. The sum of helpers over concurrent
-    // calls never exceeds `count`.
+    // then. A job must therefore leave the whole work done, whoever else takes part; in a forked child nobody does. The
+    // sum of helpers over concurrent calls never exceeds `count`.
     void run(int helpers, const std::function<void(int)>& job);
 
 private:
@@ -50,6 +73,7 @@ private:
     };
     void loop();
 
+    const Home home_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<Batch*> batches_;

@@ -138,6 +138,10 @@ BAD_HEADERS = {
     "output is missing": ({"model_changes": {("graph", "outputs"): {"logits": "zzz"}}}, "'zzz'"),
     "zero std": ({"model_changes": {("input", "std"): [0, 1, 1]}}, "input.std"),
     "nan mean": ({"model_changes": {("input", "mean"): [float("nan"), 1, 1]}}, "input.mean"),
+    "control character": (
+        {"model_changes": {("graph", "ops", 0, "output"): "a\0bytes"}},
+        r"graph.ops.0.conv2d.output: String should match pattern",
+    ),
     "empty graph": ({"model_changes": {("graph", "ops"): []}}, "graph.ops"),
 }
 
@@ -261,8 +265,9 @@ def test_an_unsound_container_is_refused(path, case):
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     with pytest.raises(PackedFileError, match=r"absent\.safetensors: cannot be read"):
         read(tmp_path / "absent.safetensors")
-    with pytest.raises(PackedFileError, match="cannot be read"):
-        read(tmp_path)
+    for name in (".", "no\0name"):
+        with pytest.raises(PackedFileError, match="cannot be read"):
+            read(tmp_path / name)
 
 
 def test_a_failed_write_leaves_the_old_file(path):

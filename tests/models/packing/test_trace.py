@@ -167,7 +167,7 @@ def test_data_dependent_control_flow_is_refused():
 
 
 def test_tracing_leaves_the_network_in_training_mode():
-    network = nn.Sequential(Sign(), BinaryLinear(4, 4)).train()
+    network = nn.Sequential(nn.Flatten(), Sign(), BinaryLinear(4, 4)).train()
     trace(network)
     assert network.training
     assert network[0].training

@@ -15,6 +15,7 @@ from models.hourglass import HourglassConfig
 from models.latent import LatentConfig, RPReLU
 from models.networks import NetworkConfig, build
 from models.packing.file import InputSpec, Keypoints, PackedFile, PackedFileError, write
+from models.packing.graph import BinaryConv2d
 from models.packing.pack import pack_network
 from models.packing.trace import pack_signs
 from models.packing.unpack import unpack, unpack_signs
@@ -115,7 +116,8 @@ def test_it_computes_what_was_trained(name: str, tmp_path: Path) -> None:
     assert (found - expected).abs().median() < 0.02 * expected.std()
 
 
-def test_channels_that_never_change_sign_stay_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("measured", [images(100, 9), torch.full((8, 3, 32, 32), 0.3)], ids=["noise", "one colour"])
+def test_channels_that_never_change_sign_stay_so(tmp_path: Path, measured: torch.Tensor) -> None:
     config = ResNetConfig(width=0.125)
     network = trained(config)
     norm = network.get_submodule("blocks.0.first.0")
@@ -125,7 +127,7 @@ def test_channels_that_never_change_sign_stay_so(tmp_path: Path) -> None:
         norm.bias[:2] = torch.tensor([1.0, -1.0])
     file = packed(network, tmp_path / "m.safetensors", config)
     assert np.isinf(file.tensors["blocks.0.first.1.threshold"][:2]).all()
-    ours = unpack(file, images(100, 9))
+    ours = unpack(file, measured)
     seen: list[torch.Tensor] = []
     ours.get_submodule("blocks.0.first.1").register_forward_hook(lambda module, x, y: seen.append(y))
     ours(images(16, 10))
@@ -152,6 +154,14 @@ def test_what_cannot_be_unpacked_says_why(tmp_path: Path) -> None:
         other = write(tmp_path / "other.safetensors", header, file.tensors)
         with pytest.raises(PackedFileError, match=problem):
             unpack(other, images(4, 0))
+    ops = list(file.header.graph.ops)
+    index = next(i for i, op in enumerate(ops) if isinstance(op, BinaryConv2d))
+    ops[index] = ops[index].model_copy(update={"bias": "folded"})
+    folded = {**file.tensors, "folded": np.zeros(ops[index].out_channels, np.float32)}
+    graph = file.header.graph.model_copy(update={"ops": ops})
+    other = write(tmp_path / "other.safetensors", file.header.model_copy(update={"graph": graph}), folded)
+    with pytest.raises(PackedFileError, match=r"blocks\.0\..*: a batch norm was folded into its scale"):
+        unpack(other, images(4, 0))
     shared = NETWORKS["holistic, shared scales"]
     file = packed(trained(shared), tmp_path / "shared.safetensors", shared)
     with pytest.raises(PackedFileError, match=r"input: its scales are for 32 x 32 px alone"):

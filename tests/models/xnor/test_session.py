@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from models.packing.file import PackedFileError
 from models.xnor import EngineError, Session, available_isas, default_isa
 from models.xnor.cpu import cgroup_cpus, default_threads
+from models.xnor.plan import make_plan
 from tests.models.xnor import oracle
 from tests.models.xnor.builder import Builder, add_resnet18, random_images
 
@@ -166,6 +168,71 @@ def test_activations_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     b.write(tmp_path / "m", b.op("concat", inputs=tuple(y)), 192 * 12, (256, 256), labels=True)
     with pytest.raises(EngineError, match=r"its activations need \d+ bytes, the limit is"):
         Session.load(tmp_path / "m")
+
+
+def tables_without_end(b: Builder) -> str:
+    """Windows of many sizes over a large picture: each needs a table of its own."""
+    pools = [b.op("max_pool2d", input="image", kernel=(1 + i, 1), stride=(1, 1)) for i in range(31)]
+    return b.op("concat", inputs=tuple(b.op("global_avg_pool", input=pool) for pool in pools))
+
+
+def weights_without_end(b: Builder) -> str:
+    """Every convolution repacks the one weight, whose groups of one channel fill vectors."""
+    x = b.op("global_avg_pool", input=b.conv2d("image", np.ones((4096, 3, 1, 1), np.float32)))
+    weight = b.ops[0]["weight"] + "s"
+    b.tensors[weight] = np.ones((4096, 31, 31, 1), np.float32)
+    for _ in range(20):
+        x = b.op("conv2d", input=x, weight=weight, out_channels=4096, kernel=(31, 31), padding=(15, 15), groups=4096)
+    return x
+
+
+def sums_without_end(b: Builder) -> str:
+    """Convolutions of a large picture that all have the same few weights."""
+    bits = b.threshold("image", np.zeros(3, np.float32))
+    x = b.binary_conv2d(bits, np.ones((60, 3, 31, 31)), padding=(15, 15))
+    again = {field: value for field, value in b.ops[-1].items() if field != "output"}
+    for _ in range(20):
+        x = b.op("add", inputs=(x, b.op(**again)))
+    return b.op("global_avg_pool", input=x)
+
+
+@pytest.mark.parametrize(
+    ("graph", "channels", "side", "message"),
+    [
+        (tables_without_end, 93, 8192, r"its weights and tables need \d+ bytes, the limit is"),
+        (weights_without_end, 4096, 8, r"its weights and tables need \d+ bytes, the limit is"),
+        (sums_without_end, 60, 2048, r"an image takes \d+ operations, the limit is"),
+    ],
+)
+def test_what_a_few_bytes_ask_for_is_limited(
+    tmp_path: Path, graph: Callable[[Builder], str], channels: int, side: int, message: str
+) -> None:
+    b = Builder()
+    file = b.write(tmp_path / "m", graph(b), channels, (side, side), labels=True)
+    with pytest.raises(EngineError, match=message):
+        make_plan(file)
+
+
+def test_a_forked_child_runs_and_drops_a_session(resnet: Path) -> None:
+    """Its parent's helpers are not there: it computes alone, and waits for nobody when the session goes."""
+    code = """
+import os, signal, sys, time
+import numpy as np
+from models.xnor import Session
+
+session = Session.load(sys.argv[1], threads=3)
+images = np.zeros((1, 64, 32, 3), np.uint8)
+expected = session.run(images)["logits"]
+time.sleep(0.2)  # until the helpers sleep
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    equal = all(np.array_equal(session.run(images)["logits"], expected) for _ in range(5))
+    del session
+    sys.exit(0 if equal else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", code, str(resnet)], check=True)
 
 
 def test_quotas_of_both_cgroup_versions(tmp_path: Path) -> None:
