@@ -225,11 +225,11 @@ def test_the_rate_limit_is_one_over_all_workers(repository: Path) -> None:
         running.close()
 
 
-def test_workers_that_cannot_start_end_the_service(repository: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_bytes(b"\xff\xfe")
-    environment = {**os.environ, "SIGNET_WORKERS": "2", "SIGNET_API_KEYS_FILE": str(tmp_path / "keys")}
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--models", str(repository)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+def test_workers_that_cannot_start_end_the_service(repository: Path) -> None:
+    program = "import app.main; app.main.Gate = None; from app.cli import main; main()"
+    arguments = ["serve", "--workers", "2", "--port", "0", "--models", str(repository)]
+    command = [sys.executable, "-c", program, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "can't decode byte" in ended.stderr
+    assert "object is not callable" in ended.stderr
     assert all(json.loads(line) for line in ended.stderr.splitlines())
