@@ -242,8 +242,12 @@ def _predictor(
 
         settings = _settings(models=models)
         return nullcontext(Local.open(settings, model, top_k=top_k, boxes=boxes, jobs=jobs, task=task))
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-        _fail("--api-key or SIGNET_API_KEY: has characters other than those of printable ASCII")
+    from app.keys import check_key
+
+    try:
+        check_key(api_key or "")
+    except ValueError as error:
+        _fail(f"--api-key or SIGNET_API_KEY: {error}")
     if models:
         _fail("--models is for answers without a server; with --url the server has its own.")
     from app.predict.remote import TIMEOUT_S, Remote
@@ -323,7 +327,7 @@ def list_models(models: Models = None) -> None:
     settings = _settings(models=models)
     repository = _repository(settings)
     repository.load_all()
-    if not any(True for _ in repository):
+    if not list(repository):
         _fail(f"{', '.join(map(str, settings.models))}: no models there")
     rows = [("NAME", "VERSION", "STATE", "TASK", "PACKED", "FLOAT32")]
     for entry in repository:

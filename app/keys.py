@@ -49,6 +49,12 @@ def _digest(key: str) -> bytes:
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+def check_key(key: str) -> None:
+    """Raise ValueError for a key that a header cannot carry as it is."""
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("a key has characters other than those of printable ASCII")
+
+
 def read_keys(given: Iterable[SecretStr], file: Path | None) -> list[str]:
     """The keys of a setting and of a file: one a line, empty lines and those that begin with # left out.
 
@@ -63,6 +69,6 @@ def read_keys(given: Iterable[SecretStr], file: Path | None) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text") from error
         keys += [line.strip() for line in lines if not line.lstrip().startswith("#")]
-    if not all(key.isascii() and key.isprintable() for key in keys):
-        raise ValueError("a key has characters other than those of printable ASCII")
+    for key in keys:
+        check_key(key)
     return [key for key in keys if key]

@@ -41,9 +41,9 @@ SECURITY_HEADERS = {
 }
 """Of every answer that does not bring its own; a page brings the Content-Security-Policy that it needs."""
 
-TRUNCATED = "signet.truncated"
 HOLD = "signet.hold"
 """Of a request's scope: what counts its body once it is inflated."""
+TRUNCATED = "signet.truncated"
 """Set in a request's scope by the server when the client stopped sending in the middle of the body."""
 
 COMPUTING = ("/v1/classify", "/v1/classify/batch", "/v1/pose", "/v1/pose/batch")

@@ -217,7 +217,7 @@ def test_the_key_is_sent_and_asked_for(zoo: Path, folder: Path) -> None:
         (["--url", "SERVER", "--model", "dots", "--box", "1,2,3"], "--box: expected x,y,width,height"),
         (["--url", "SERVER", "--pose", "--model", "random"], "--pose is for pose models"),
         (["--url", "SERVER", "--pose", "--out", "a.png"], "is a picture, of one; there are 23"),
-        (["--url", "SERVER", "--api-key", "schl\u00fcssel"], "--api-key or SIGNET_API_KEY: has characters"),
+        (["--url", "SERVER", "--api-key", "schl\u00fcssel"], "--api-key or SIGNET_API_KEY: a key has characters"),
         (["--url", "SERVER", "--out", "/nowhere/a.csv"], "/nowhere/a.csv: No such file or directory"),
     ],
 )
